@@ -1,0 +1,1 @@
+-- Clusters, join tokens, agents and the certificates issued to them (package plane/registry). Times are Unix nanoseconds.

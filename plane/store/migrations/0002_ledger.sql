@@ -1,0 +1,1 @@
+-- Commands, generations and events (package plane/ledger). Times are Unix nanoseconds.

@@ -1,0 +1,47 @@
+package failurepb
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/axion/runner-agent/proto/failure"
+)
+
+func TestStatusRoundTrip(t *testing.T) {
+	for c := failure.Invalid; c <= failure.Internal; c++ {
+		in := failure.New(c, "some_code", "shop_web", "service shop_web is odd").WithHint("look at it")
+		var out *failure.Error
+		if !errors.As(FromStatus(Status(fmt.Errorf("deploy: %w", in))), &out) {
+			t.Fatalf("%v: no failure came back", c)
+		}
+		if out.Class != c || out.Code != in.Code || out.Object != in.Object || out.Hint != in.Hint || out.Message != "deploy: "+in.Message {
+			t.Errorf("%v came back as %+v", c, out)
+		}
+	}
+}
+
+func TestFromStatusWithoutDetails(t *testing.T) {
+	if c := failure.ClassOf(FromStatus(status.Error(codes.Unavailable, "nobody there"))); c != failure.Unavailable {
+		t.Errorf("got %v", c)
+	}
+	if FromStatus(nil) != nil || Status(nil) != nil || FromError(nil) != nil || ToError(nil) != nil {
+		t.Error("nil is no failure")
+	}
+	plain := status.Error(codes.NotFound, "x")
+	if Status(plain) != plain {
+		t.Error("a status is left alone")
+	}
+}
+
+func TestCutKeepsCharacters(t *testing.T) {
+	p := FromError(failure.New(failure.Internal, "x", "", "%s", strings.Repeat("é", maxText)))
+	if len(p.GetMessage()) > maxText || !utf8.ValidString(p.GetMessage()) {
+		t.Errorf("%d bytes, valid %v", len(p.GetMessage()), utf8.ValidString(p.GetMessage()))
+	}
+}
