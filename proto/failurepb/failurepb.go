@@ -3,6 +3,7 @@ package failurepb
 
 import (
 	"errors"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -18,7 +19,7 @@ const (
 	maxCode = 64
 )
 
-// FromError returns err as the contract's message, its texts cut to the contract's bounds; nil for nil.
+// FromError returns err as the contract's message, its texts made valid UTF-8 and cut to the contract's bounds; nil for nil.
 func FromError(err error) *runnerv1.Failure {
 	f := failure.Of(err)
 	if f == nil {
@@ -110,8 +111,9 @@ func code(f *failure.Error) codes.Code {
 	}
 }
 
-// cut shortens s to at most n bytes, at the border of a character.
+// cut makes s valid UTF-8, which protobuf asks for, and at most n bytes long.
 func cut(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= n {
 		return s
 	}

@@ -39,6 +39,12 @@ func TestFromStatusWithoutDetails(t *testing.T) {
 	}
 }
 
+func TestForeignBytes(t *testing.T) {
+	if p := FromError(errors.New("engine said \xff")); !utf8.ValidString(p.GetMessage()) {
+		t.Errorf("%q cannot be encoded", p.GetMessage())
+	}
+}
+
 func TestCutKeepsCharacters(t *testing.T) {
 	p := FromError(failure.New(failure.Internal, "x", "", "%s", strings.Repeat("é", maxText)))
 	if len(p.GetMessage()) > maxText || !utf8.ValidString(p.GetMessage()) {

@@ -1,0 +1,40 @@
+package config
+
+import "github.com/spf13/pflag"
+
+// Flags are the command line's view of the keys.
+type Flags struct {
+	set *pflag.FlagSet
+}
+
+// AddFlags adds a flag for each key to set. Their values are read by Load, so that everything that is wrong is told at once.
+func AddFlags(set *pflag.FlagSet) *Flags {
+	for _, k := range keys {
+		usage := k.doc
+		if b := k.bounds(); b != "" {
+			usage += " " + b
+		}
+		if k.def != "" {
+			usage += " (default " + k.def + ")"
+		}
+		set.String(k.flag(), "", usage)
+		f := set.Lookup(k.flag())
+		f.DefValue = "" // it is a part of the text
+		if _, ok := k.target(&Config{}).(*bool); ok {
+			f.NoOptDefVal = "true"
+		}
+	}
+	return &Flags{set: set}
+}
+
+// lookup returns the value of a flag that was given.
+func (f *Flags) lookup(name string) (string, bool) {
+	if f == nil {
+		return "", false
+	}
+	flag := f.set.Lookup(name)
+	if flag == nil || !flag.Changed {
+		return "", false
+	}
+	return flag.Value.String(), true
+}

@@ -1,0 +1,309 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/axion/runner-agent/agent/bus"
+	"github.com/axion/runner-agent/agent/command"
+	"github.com/axion/runner-agent/agent/journal"
+	"github.com/axion/runner-agent/agent/session"
+	"github.com/axion/runner-agent/agent/telemetry"
+	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/envelope"
+	"github.com/axion/runner-agent/proto/failure"
+	"github.com/axion/runner-agent/proto/version"
+)
+
+// online holds what an agent with an identity has.
+type online struct {
+	agent     *Agent
+	log       *slog.Logger // names the agent
+	journal   *journal.Bolt
+	producer  *bus.Producer
+	publisher *bus.Publisher
+	commands  *command.Runner
+	own       *bus.Consumer // of the agent's topic
+	cluster   *bus.Consumer // of the cluster's topic
+	session   *session.Client
+	telemetry *telemetry.Collector // nil if it is switched off or the host shows no cgroups
+}
+
+// rememberFor is how long the outcome of a command is remembered: a day longer than Kafka keeps the command, so that a replay of the topic finds it.
+const rememberFor = 8 * 24 * time.Hour
+
+// newOnline builds what needs an identity; it starts nothing. With an error, what was built so far is to be closed.
+func (a *Agent) newOnline() (*online, error) {
+	o := &online{agent: a, log: a.log.With("agent_id", a.identity.AgentID())}
+	access, err := a.kafkaAccess()
+	if err != nil {
+		return o, err
+	}
+	if o.journal, err = journal.Open(filepath.Join(a.cfg.Agent.StateDir, "journal.db"), journal.Options{Log: o.log, Warn: a.warnings}); err != nil {
+		return o, err
+	}
+	if o.producer, err = bus.NewProducer(bus.ProducerConfig{
+		Config: a.kafkaClient("producer", access),
+		Topics: []string{access.GetEventsTopic(), access.GetDlqTopic(), access.GetClusterTopic()},
+	}, bus.ProducerDeps{Log: o.log, Warn: a.warnings}); err != nil {
+		return o, err
+	}
+	if o.publisher, err = bus.NewPublisher(
+		bus.PublisherConfig{EventsTopic: access.GetEventsTopic()},
+		bus.PublisherDeps{Outbox: o.journal, Producer: o.producer, Sign: a.sign, Log: o.log, Warn: a.warnings}); err != nil {
+		return o, err
+	}
+	if o.commands, err = command.New(command.Config{
+		AgentID:         a.identity.AgentID(),
+		ClusterID:       a.identity.ClusterID(),
+		Kafka:           access,
+		MaxConcurrent:   a.cfg.Commands.MaxConcurrent,
+		MaxMessageBytes: int(a.cfg.Kafka.MaxMessageBytes),
+		DefaultTimeout:  a.cfg.Commands.DefaultTimeout,
+	}, command.Deps{
+		Journal: o.journal, Stacks: a.commandStacks, Producer: o.producer, Role: a.role, Warn: a.warnings, Log: o.log, Now: time.Now,
+	}); err != nil {
+		return o, err
+	}
+	if o.own, err = o.consumer("commands", access, access.GetAgentTopic(), access.GetAgentGroup(), o.commands); err != nil {
+		return o, err
+	}
+	if o.cluster, err = o.consumer("cluster", access, access.GetClusterTopic(), access.GetClusterGroup(), o.commands); err != nil {
+		return o, err
+	}
+	o.telemetry = a.newTelemetry()
+	o.session, err = o.newSession()
+	return o, err
+}
+
+// newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.
+func (a *Agent) newTelemetry() *telemetry.Collector {
+	t := a.cfg.Telemetry
+	if !t.Enabled {
+		return nil
+	}
+	collector, err := telemetry.New(
+		telemetry.Config{Interval: t.Interval, CgroupRoot: t.CgroupRoot, ProcRoot: t.ProcRoot},
+		telemetry.Deps{Engine: a.engine.Client, Log: a.log})
+	if err != nil {
+		a.warnings.Set("telemetry_unavailable", runnerv1.HealthSeverity_HEALTH_SEVERITY_LOW, "No metrics", err.Error())
+		return nil
+	}
+	return collector
+}
+
+func (o *online) newSession() (*session.Client, error) {
+	a := o.agent
+	deps := session.Deps{
+		TLS:       a.identity.PlaneTLS,
+		Node:      a.engine.Node,
+		Nodes:     a.engine.Nodes,
+		Heartbeat: o.heartbeat,
+		Handler:   a.immediate(o.commands.Cancel),
+		Logs:      a.logs(),
+		Log:       o.log,
+		Warn:      a.warnings,
+	}
+	if o.telemetry != nil {
+		deps.Metrics = o.telemetry
+	}
+	return session.New(session.Config{
+		Address: a.cfg.Plane.Address, AgentVersion: version.Version, Timing: session.Timing{Heartbeat: a.identity.HeartbeatInterval()},
+	}, deps)
+}
+
+// kafkaAccess is what enrolment said, with what the node's configuration puts in its place.
+func (a *Agent) kafkaAccess() (*runnerv1.KafkaAccess, error) {
+	access, k := a.identity.Kafka(), a.cfg.Kafka
+	if len(k.Brokers) > 0 {
+		access.Brokers = k.Brokers
+	}
+	if k.SASLMechanism == "" {
+		return access, nil
+	}
+	password, err := readSecret(k.SASLPasswordFile)
+	if err != nil {
+		return nil, err
+	}
+	mechanism := runnerv1.SaslMechanism(runnerv1.SaslMechanism_value["SASL_MECHANISM_"+strings.ToUpper(strings.ReplaceAll(k.SASLMechanism, "-", "_"))])
+	access.Sasl = &runnerv1.SaslCredentials{Mechanism: mechanism, Username: k.SASLUsername, Password: password}
+	return access, nil
+}
+
+func (a *Agent) kafkaClient(name string, access *runnerv1.KafkaAccess) bus.Config {
+	return bus.Config{Name: name, Brokers: access.GetBrokers(), TLS: a.identity.KafkaTLS(), SASL: access.GetSasl(), ClientID: "axion-agent/" + a.identity.AgentID()}
+}
+
+func (o *online) consumer(name string, access *runnerv1.KafkaAccess, topic, group string, handler bus.Handler) (*bus.Consumer, error) {
+	a := o.agent
+	return bus.NewConsumer(bus.ConsumerConfig{
+		Config: a.kafkaClient(name, access), Topic: topic, Group: group,
+		MemberFile: filepath.Join(a.cfg.Agent.StateDir, "kafka-member-"+name),
+	}, bus.ConsumerDeps{Handler: handler, Log: o.log, Warn: a.warnings})
+}
+
+// sign signs an event with the key of the certificate that the agent has now.
+func (a *Agent) sign(e *envelope.Envelope) error { return e.Sign(a.identity.Signer()) }
+
+// runCommands waits for the end; then the commands that run have been interrupted by their consumers' contexts, and are waited for.
+func (o *online) runCommands(ctx context.Context) error {
+	<-ctx.Done()
+	o.commands.Wait()
+	return nil
+}
+
+// expire forgets old outcomes once an hour.
+func (o *online) expire(ctx context.Context) error {
+	ticker := time.NewTicker(time.Hour)
+	defer ticker.Stop()
+	for {
+		if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
+			o.log.Warn("old commands are not forgotten", "error", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// whileManager reads the cluster's topic as long as this node is a manager and the plane allows it.
+func (o *online) whileManager(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if !o.waitUntil(ctx, true) {
+			return nil
+		}
+		term, stop := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- o.cluster.Run(term) }()
+		o.log.Info("reading the cluster's commands")
+		over := make(chan struct{})
+		go func() { defer close(over); o.waitUntil(term, false) }()
+		var err error
+		select {
+		case err = <-done:
+		case <-over:
+			stop()
+			err = <-done
+		}
+		stop()
+		<-over
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitUntil returns true when this node may read the cluster's topic (or, with want false, may not any more), and false when ctx ends.
+func (o *online) waitUntil(ctx context.Context, want bool) bool {
+	for {
+		engineChanged, sessionChanged := o.agent.engine.Changed(), o.session.Changed()
+		may := o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER && o.session.ClusterTopicAllowed()
+		if may == want {
+			return true
+		}
+		select {
+		case <-engineChanged:
+		case <-sessionChanged:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// heartbeat is what the agent knows of itself.
+func (o *online) heartbeat() *runnerv1.Heartbeat {
+	beat := &runnerv1.Heartbeat{
+		Role:            o.agent.role(),
+		EngineReachable: o.agent.engine.Reachable(),
+		Warnings:        o.agent.warnings.Warnings(),
+		RunningCommands: o.commands.Running(),
+		OutboxEvents:    uint64(o.journal.Len()),
+	}
+	for _, c := range []*bus.Consumer{o.own, o.cluster} {
+		if m := c.Membership(); m != nil {
+			beat.Members = append(beat.Members, m)
+		}
+	}
+	generations, err := o.journal.Generations()
+	if err != nil {
+		o.log.Warn("generations cannot be read", "error", err)
+	}
+	for name, n := range generations {
+		beat.Stacks = append(beat.Stacks, &runnerv1.StackGeneration{Stack: name, Generation: n})
+	}
+	return beat
+}
+
+// close gives the journal and the producer free, once nothing uses them.
+func (o *online) close() error {
+	if o == nil {
+		return nil
+	}
+	if o.producer != nil {
+		o.producer.Close()
+	}
+	if o.journal != nil {
+		return o.journal.Close()
+	}
+	return nil
+}
+
+// status is what the local socket tells.
+func (a *Agent) status() *runnerv1.AgentStatus {
+	st := &runnerv1.AgentStatus{
+		Version:   version.Version,
+		StartedAt: timestamppb.New(a.started),
+		Warnings:  a.warnings.Warnings(),
+	}
+	if facts, err := a.engine.Node(context.Background()); err == nil {
+		st.Node = facts
+	}
+	if st.AgentId = a.agentID(); st.AgentId == "" {
+		return st
+	}
+	st.ClusterId = a.identity.ClusterID()
+	st.CertificateNotAfter = timestamppb.New(a.identity.NotAfter())
+	if o := a.online.Load(); o != nil {
+		st.Connected = o.session.Connected()
+		st.RunningCommands = o.commands.Running()
+		st.OutboxEvents = uint64(o.journal.Len())
+	}
+	return st
+}
+
+// maxSecretBytes bounds a file that holds a token or a password.
+const maxSecretBytes = 16 << 10
+
+// readSecret reads a file that holds one secret; white space around it is not part of it.
+func readSecret(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", failure.New(failure.Invalid, "secret_file", path, "secret file: %w", err)
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+1))
+	text := strings.TrimSpace(string(content))
+	switch {
+	case err != nil:
+	case text == "":
+		err = errors.New("it is empty")
+	case len(content) > maxSecretBytes:
+		err = fmt.Errorf("it is larger than %d bytes", maxSecretBytes)
+	}
+	if err != nil {
+		return "", failure.New(failure.Invalid, "secret_file", path, "secret file %s: %w", path, err)
+	}
+	return text, nil
+}

@@ -1,0 +1,101 @@
+package session
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+func TestBackoff(t *testing.T) {
+	type step struct {
+		connectedFor, hint, want time.Duration
+	}
+	for name, tc := range map[string]struct {
+		random float64
+		steps  []step
+	}{
+		"doubles up to the bound": {1, []step{
+			{0, 0, 100 * time.Millisecond},
+			{0, 0, 200 * time.Millisecond},
+			{0, 0, 400 * time.Millisecond},
+			{0, 0, 800 * time.Millisecond},
+			{0, 0, 1600 * time.Millisecond},
+			{0, 0, 3200 * time.Millisecond},
+			{0, 0, 6400 * time.Millisecond},
+			{0, 0, 12800 * time.Millisecond},
+			{0, 0, 25600 * time.Millisecond},
+			{0, 0, 51200 * time.Millisecond},
+			{0, 0, time.Minute},
+			{0, 0, time.Minute},
+		}},
+		"full jitter reaches down to nothing": {0, []step{{0, 0, 0}, {0, 0, 0}}},
+		"full jitter is a part of the ceiling": {0.25, []step{
+			{0, 0, 25 * time.Millisecond},
+			{0, 0, 50 * time.Millisecond},
+		}},
+		"a short session does not begin anew": {1, []step{
+			{0, 0, 100 * time.Millisecond},
+			{59 * time.Second, 0, 200 * time.Millisecond},
+			{time.Minute, 0, 100 * time.Millisecond},
+			{time.Second, 0, 200 * time.Millisecond},
+		}},
+		"a hint is the least": {1, []step{
+			{0, time.Second, time.Second},
+			{0, time.Millisecond, 200 * time.Millisecond},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := backoff{min: 100 * time.Millisecond, max: time.Minute, healthyAfter: time.Minute, random: func() float64 { return tc.random }}
+			for i, s := range tc.steps {
+				if got := b.next(s.connectedFor, s.hint); got != s.want {
+					t.Fatalf("wait %d is %s, want %s", i+1, got, s.want)
+				}
+			}
+		})
+	}
+}
+
+func TestHeartbeatIntervalIsBounded(t *testing.T) {
+	for name, tc := range map[string]struct {
+		told    *durationpb.Duration
+		want    time.Duration
+		changed bool
+	}{
+		"absent":    {nil, 5 * time.Second, false},
+		"the same":  {durationpb.New(5 * time.Second), 5 * time.Second, false},
+		"longer":    {durationpb.New(time.Minute), time.Minute, true},
+		"too short": {durationpb.New(time.Millisecond), time.Second, true},
+		"negative":  {durationpb.New(-time.Hour), time.Second, true},
+		"too long":  {durationpb.New(time.Hour), 5 * time.Minute, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := heart{timing: Timing{}.withDefaults(), interval: 5 * time.Second}
+			if changed := h.stretch(tc.told); changed != tc.changed || h.interval != tc.want {
+				t.Errorf("interval %s, changed %v", h.interval, changed)
+			}
+		})
+	}
+}
+
+func TestHeartbeatJitter(t *testing.T) {
+	for random, want := range map[float64]time.Duration{0: 4500 * time.Millisecond, 0.5: 5 * time.Second, 1: 5500 * time.Millisecond} {
+		h := heart{interval: 5 * time.Second, random: func() float64 { return random }}
+		if got := h.pause(); got != want {
+			t.Errorf("random %v: pause %s, want %s", random, got, want)
+		}
+	}
+}
+
+func TestAckTimeout(t *testing.T) {
+	for interval, want := range map[time.Duration]time.Duration{
+		time.Second:     3 * time.Second,
+		5 * time.Second: 15 * time.Second,
+		5 * time.Minute: 15 * time.Second,
+	} {
+		h := heart{timing: Timing{}.withDefaults(), interval: interval}
+		if got := h.ackTimeout(); got != want {
+			t.Errorf("interval %s: %s, want %s", interval, got, want)
+		}
+	}
+}

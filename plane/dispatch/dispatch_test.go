@@ -1,0 +1,483 @@
+package dispatch
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/axion/runner-agent/plane/ledger"
+	"github.com/axion/runner-agent/plane/store"
+	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/envelope"
+)
+
+const (
+	eventsTopic  = "runner.events"
+	clusterTopic = "runner.commands.prod"
+	// patience is how long a test waits for what must happen.
+	patience = 20 * time.Second
+)
+
+// signers is a registry of agents in memory.
+type signers struct {
+	mu   sync.Mutex
+	keys map[string]*ecdsa.PrivateKey
+	of   map[string]string
+	err  error
+}
+
+func (s *signers) Signer(_ context.Context, agentID string) (string, []*ecdsa.PublicKey, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return "", nil, s.err
+	}
+	key, ok := s.keys[agentID]
+	if !ok {
+		return "", nil, nil
+	}
+	old, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader) // an agent that has renewed has two
+	if err != nil {
+		return "", nil, err
+	}
+	return s.of[agentID], []*ecdsa.PublicKey{&old.PublicKey, &key.PublicKey}, nil
+}
+
+func (s *signers) add(t *testing.T, agentID, clusterID string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys[agentID], s.of[agentID] = key, clusterID
+}
+
+// world is a broker, a ledger and a dispatch between them.
+type world struct {
+	t       *testing.T
+	broker  *kfake.Cluster
+	client  *kgo.Client // of an agent
+	ledger  *ledger.Ledger
+	signers *signers
+	cfg     Config
+}
+
+func newWorld(t *testing.T, cfg Config) *world {
+	t.Helper()
+	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DefaultNumPartitions(1), kfake.SeedTopics(1, eventsTopic, clusterTopic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(broker.Close)
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "plane.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	client, err := kgo.NewClient(kgo.SeedBrokers(broker.ListenAddrs()...), kgo.ConsumeTopics(clusterTopic), kgo.MaxVersions(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	cfg.EventsTopic = eventsTopic
+	w := &world{
+		t: t, broker: broker, client: client, ledger: ledger.New(ledger.Config{}, db, time.Now), cfg: cfg,
+		signers: &signers{keys: map[string]*ecdsa.PrivateKey{}, of: map[string]string{}},
+	}
+	w.signers.add(t, "a-1", "prod")
+	w.signers.add(t, "a-2", "prod")
+	w.signers.add(t, "a-evil", "evil")
+	return w
+}
+
+// start runs a dispatch until stop is called or the test ends.
+func (w *world) start() (d *Dispatch, stop func()) {
+	w.t.Helper()
+	d, err := New(w.cfg, Deps{
+		Ledger: w.ledger, Signers: w.signers, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		ClientOpts: func() []kgo.Opt { return []kgo.Opt{kgo.SeedBrokers(w.broker.ListenAddrs()...)} },
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				w.t.Errorf("Run: %v", err)
+			}
+		})
+	}
+	w.t.Cleanup(stop)
+	return d, stop
+}
+
+func (w *world) submit(ttl time.Duration) ledger.Command {
+	w.t.Helper()
+	c, _, err := w.ledger.Submit(w.t.Context(), ledger.NewCommand{
+		ClusterID: "prod", Topic: clusterTopic, TimeToLive: ttl, Message: &runnerv1.StackDeploy{Stack: "shop"}, CorrelationID: "corr",
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// receive returns the next n messages of the cluster's topic.
+func (w *world) receive(n int) []*kgo.Record {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	var out []*kgo.Record
+	for len(out) < n {
+		f := w.client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			w.t.Fatalf("%d of %d messages arrived", len(out), n)
+		}
+		out = append(out, f.Records()...)
+	}
+	return out
+}
+
+// outcome is a signed outcome of that agent.
+func (w *world) event(agentID, commandID string, msg proto.Message) envelope.Envelope {
+	w.t.Helper()
+	e, err := envelope.New("/agents/"+agentID, msg, time.Now())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	e.CausationID, e.CorrelationID = commandID, "corr"
+	if _, ok := msg.(*runnerv1.CommandOutcome); ok {
+		e.ID = envelope.OutcomeID(commandID)
+	}
+	w.sign(&e, agentID)
+	return e
+}
+
+func (w *world) sign(e *envelope.Envelope, agentID string) {
+	w.t.Helper()
+	if err := e.Sign(w.signers.keys[agentID]); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) publish(es ...envelope.Envelope) {
+	w.t.Helper()
+	for _, e := range es {
+		r := &kgo.Record{Topic: eventsTopic, Key: []byte("prod"), Value: e.Data}
+		for _, h := range e.Headers() {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+		if err := w.client.ProduceSync(w.t.Context(), r).FirstErr(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// eventually waits until the condition holds.
+func (w *world) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("in vain: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (w *world) closed(id string) func() bool {
+	return func() bool {
+		c, err := w.ledger.Command(w.t.Context(), id)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return !c.Open()
+	}
+}
+
+func succeeded() *runnerv1.CommandOutcome {
+	return &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED}
+}
+
+func TestSendsAgainUntilTheOutcome(t *testing.T) {
+	w := newWorld(t, Config{ResendFirst: 50 * time.Millisecond, ResendMax: 100 * time.Millisecond})
+	w.start()
+	c := w.submit(time.Hour)
+	records := w.receive(3)
+	for _, r := range records {
+		var headers []envelope.Header
+		for _, h := range r.Headers {
+			headers = append(headers, envelope.Header{Key: h.Key, Value: h.Value})
+		}
+		e, err := envelope.Parse(headers, r.Value, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.ID != c.ID || e.Generation != 1 || string(r.Key) != "shop" || string(r.Value) != string(records[0].Value) {
+			t.Errorf("%+v with key %s is not the same command again", e, r.Key)
+		}
+	}
+	w.publish(w.event("a-1", c.ID, succeeded()))
+	w.eventually("the outcome closes the command", w.closed(c.ID))
+	got, err := w.ledger.Command(t.Context(), c.ID)
+	if err != nil || got.Outcome != runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	time.Sleep(300 * time.Millisecond) // three times the longest wait: a send too many would have happened
+	if after, _ := w.ledger.Command(t.Context(), c.ID); after.Sends > got.Sends+1 {
+		t.Errorf("%d sends, %d when it was closed", after.Sends, got.Sends)
+	}
+}
+
+func TestResendAfter(t *testing.T) {
+	d, err := New(Config{EventsTopic: "x"}, Deps{Ledger: &ledger.Ledger{}, Signers: &signers{}, ClientOpts: func() []kgo.Opt { return nil }, Log: slog.Default(), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sends, want := range map[uint64]time.Duration{1: time.Minute, 2: 2 * time.Minute, 4: 8 * time.Minute, 5: 10 * time.Minute, 1 << 40: 10 * time.Minute} {
+		if got := d.resendAfter(sends); got != want {
+			t.Errorf("after %d sends: %v, want %v", sends, got, want)
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	if _, err := New(Config{}, Deps{}); err == nil {
+		t.Error("a dispatch without a topic")
+	}
+	if _, err := New(Config{EventsTopic: "x"}, Deps{}); err == nil {
+		t.Error("a dispatch without a ledger")
+	}
+}
+
+func TestWhatIsNotBelievedIsDropped(t *testing.T) {
+	for name, tc := range map[string]struct {
+		reason string
+		forge  func(w *world, commandID string) envelope.Envelope
+	}{
+		"another agent's key": {dropBadSignature, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			w.sign(&e, "a-2")
+			return e
+		}},
+		"no signature": {dropBadSignature, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.Signature = nil
+			return e
+		}},
+		"changed data": {dropBadSignature, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_FAILED})
+			e.Data, _ = proto.Marshal(succeeded())
+			return e
+		}},
+		"an agent of another cluster": {dropForeignCommand, func(w *world, id string) envelope.Envelope {
+			return w.event("a-evil", id, succeeded())
+		}},
+		"an unknown agent": {dropUnknownAgent, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.Source = "/agents/a-nobody"
+			w.sign(&e, "a-1")
+			return e
+		}},
+		"the plane's own name": {dropBadSource, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.Source = "/plane"
+			w.sign(&e, "a-1")
+			return e
+		}},
+		"an outcome of another id": {dropBadOutcome, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.ID = "x"
+			w.sign(&e, "a-1")
+			return e
+		}},
+		"an outcome without status": {dropBadOutcome, func(w *world, id string) envelope.Envelope {
+			return w.event("a-1", id, &runnerv1.CommandOutcome{})
+		}},
+		"progress with the outcome's id": {dropBadOutcome, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, &runnerv1.CommandProgress{})
+			e.ID = envelope.OutcomeID(id)
+			w.sign(&e, "a-1")
+			return e
+		}},
+		"a command as event": {dropUnknownType, func(w *world, id string) envelope.Envelope {
+			return w.event("a-1", id, &runnerv1.StackRemove{Stack: "shop"})
+		}},
+		"an unknown type": {dropUnknownType, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.Type = "axion.runner.v1.Nonsense"
+			w.sign(&e, "a-1")
+			return e
+		}},
+		"unreadable data": {dropUnreadable, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.Data = []byte{0xff, 0xff}
+			w.sign(&e, "a-1")
+			return e
+		}},
+		"no envelope": {dropUnreadable, func(w *world, id string) envelope.Envelope {
+			e := w.event("a-1", id, succeeded())
+			e.ID = ""
+			return e
+		}},
+		"too large": {dropUnreadable, func(w *world, id string) envelope.Envelope {
+			return w.event("a-1", id, &runnerv1.CommandOutcome{Status: 1, Warnings: []string{string(make([]byte, 20_000))}})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, Config{MaxEventBytes: 10_000})
+			d, _ := w.start()
+			c := w.submit(time.Hour)
+			// The forged one first: if it were believed it would win over the honest one.
+			w.publish(tc.forge(w, c.ID), w.event("a-2", c.ID, &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_ROLLED_BACK}))
+			w.eventually("the honest outcome closes the command", w.closed(c.ID))
+			got, err := w.ledger.Command(t.Context(), c.ID)
+			if err != nil || got.Outcome != runnerv1.OutcomeStatus_OUTCOME_STATUS_ROLLED_BACK {
+				t.Errorf("%+v, %v", got, err)
+			}
+			events, err := w.ledger.Events(t.Context(), ledger.Filter{Limit: 10})
+			if err != nil || len(events) != 1 || events[0].AgentID != "a-2" || events[0].ClusterID != "prod" {
+				t.Errorf("%+v, %v", events, err)
+			}
+			if n := d.Dropped()[tc.reason]; n != 1 || len(d.Dropped()) != 1 {
+				t.Errorf("dropped %v, want one %s", d.Dropped(), tc.reason)
+			}
+		})
+	}
+}
+
+func TestRestartNeitherLosesNorDoubles(t *testing.T) {
+	w := newWorld(t, Config{})
+	_, stop := w.start()
+	c := w.submit(time.Hour)
+	w.receive(1)
+	count := func() int {
+		events, err := w.ledger.Events(t.Context(), ledger.Filter{Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(events)
+	}
+	w.publish(w.event("a-1", c.ID, &runnerv1.CommandReceived{Attempt: 1}))
+	w.eventually("the first event is stored", func() bool { return count() == 1 })
+	stop()
+	w.publish(w.event("a-1", c.ID, &runnerv1.CommandProgress{Sequence: 1}), w.event("a-1", c.ID, succeeded()))
+	w.start()
+	w.eventually("what came meanwhile closes the command", w.closed(c.ID))
+	events, err := w.ledger.Events(t.Context(), ledger.Filter{CommandID: c.ID, Limit: 100})
+	if err != nil || len(events) != 3 {
+		t.Fatalf("%d events, %v", len(events), err)
+	}
+	for _, e := range events {
+		if e.Duplicates != 0 {
+			t.Errorf("event %s was read twice", e.ID)
+		}
+	}
+	if got, _ := w.ledger.Command(t.Context(), c.ID); got.Sends != 1 {
+		t.Errorf("%d sends: the second start had no reason to send again", got.Sends)
+	}
+}
+
+func TestExpiresAtTheDeadline(t *testing.T) {
+	w := newWorld(t, Config{Grace: time.Millisecond})
+	w.start()
+	c := w.submit(100 * time.Millisecond)
+	w.eventually("the command is closed", w.closed(c.ID))
+	got, err := w.ledger.Command(t.Context(), c.ID)
+	if err != nil || got.Outcome != runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED || got.ClosedAt.Before(got.Deadline) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	events, err := w.ledger.Events(t.Context(), ledger.Filter{CommandID: c.ID, Limit: 10})
+	if err != nil || len(events) != 1 || events[0].AgentID != "" {
+		t.Fatalf("%+v, %v", events, err)
+	}
+	var out runnerv1.CommandOutcome
+	if err := proto.Unmarshal(events[0].Data, &out); err != nil {
+		t.Fatal(err)
+	}
+	if out.GetFailure().GetCode() != "expired" || out.GetFailure().GetClass() != runnerv1.FailureClass_FAILURE_CLASS_DEADLINE || out.GetGeneration() != 1 {
+		t.Errorf("%v", &out)
+	}
+}
+
+func TestAnOutcomeThatWaitsInTheTopicWinsOverExpiry(t *testing.T) {
+	w := newWorld(t, Config{Grace: time.Millisecond})
+	c := w.submit(time.Millisecond)
+	w.publish(w.event("a-1", c.ID, succeeded())) // the plane is down: the deadline is over and the outcome waits
+	w.eventually("the deadline is over", func() bool { return time.Now().After(c.Deadline.Add(10 * time.Millisecond)) })
+	w.start()
+	w.eventually("the command is closed", w.closed(c.ID))
+	if got, _ := w.ledger.Command(t.Context(), c.ID); got.Outcome != runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED {
+		t.Errorf("outcome %v", got.Outcome)
+	}
+}
+
+func TestAMissingTopicDoesNotHoldUpOthers(t *testing.T) {
+	w := newWorld(t, Config{Retry: 50 * time.Millisecond})
+	_, _, err := w.ledger.Submit(t.Context(), ledger.NewCommand{
+		ClusterID: "prod", AgentID: "a-gone", Topic: "runner.commands.a-gone", TimeToLive: time.Hour, Message: &runnerv1.StackDeploy{Stack: "shop"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := w.submit(time.Hour)
+	w.start()
+	r := w.receive(1)[0]
+	if c.Topic != r.Topic {
+		t.Errorf("topic %s", r.Topic)
+	}
+}
+
+func TestATopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
+	w := newWorld(t, Config{})
+	_, stop := w.start()
+	first, second := w.submit(time.Hour), w.submit(time.Hour)
+	w.publish(w.event("a-1", first.ID, &runnerv1.CommandReceived{}), w.event("a-1", first.ID, succeeded()))
+	w.eventually("the first command is closed", w.closed(first.ID))
+	stop()
+	admin := kadm.NewClient(w.client)
+	if _, err := admin.DeleteTopics(t.Context(), eventsTopic); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.CreateTopics(t.Context(), 1, 1, nil, eventsTopic); err != nil {
+		t.Fatal(err)
+	}
+	w.client.PurgeTopicsFromProducing(eventsTopic) // an agent's client learns of the new topic
+	w.publish(w.event("a-1", second.ID, succeeded()), w.event("a-1", second.ID, &runnerv1.CommandReceived{}), w.event("a-1", second.ID, &runnerv1.CommandReceived{}))
+	w.start()
+	w.eventually("the event at offset 0 of the new topic counts", w.closed(second.ID))
+}
+
+func TestABrokenRegistryLosesNoEvent(t *testing.T) {
+	w := newWorld(t, Config{})
+	w.signers.mu.Lock()
+	w.signers.err = errors.New("the database is away")
+	w.signers.mu.Unlock()
+	w.start()
+	c := w.submit(time.Hour)
+	w.publish(w.event("a-1", c.ID, succeeded()))
+	w.receive(1)
+	w.signers.mu.Lock()
+	w.signers.err = nil
+	w.signers.mu.Unlock()
+	w.eventually("the event is read again", w.closed(c.ID))
+}
