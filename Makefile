@@ -43,7 +43,7 @@ test-images: ## Bake the images for amd64 and arm64 with real buildx, BuildKit a
 
 .PHONY: lint
 lint: ## Formatting, vet, staticcheck, contract lint, stale generated files, shell syntax
-	@unformatted=$$($(TOOL) gofumpt -l agent cmd ctl deploy images plane proto stack test bench); \
+	@unformatted=$$($(TOOL) gofumpt -l agent cmd ctl deploy images internal plane proto stack test bench); \
 	  if [ -n "$$unformatted" ]; then echo "not gofumpt-clean (make fmt):"; echo "$$unformatted"; exit 1; fi
 	go vet -tags $(GO_TAGS) ./...
 	$(TOOL) staticcheck -tags $(GO_TAGS) ./...
@@ -58,7 +58,7 @@ vulncheck: ## Known vulnerabilities in what is linked (asks the Go vulnerability
 
 .PHONY: fmt
 fmt: ## Format Go and protobuf files
-	$(TOOL) gofumpt -w agent cmd ctl deploy images plane proto stack test bench
+	$(TOOL) gofumpt -w agent cmd ctl deploy images internal plane proto stack test bench
 	$(TOOL) buf format -w
 
 .PHONY: generate

@@ -21,6 +21,7 @@ import (
 	"github.com/axion/runner-agent/agent/health"
 	"github.com/axion/runner-agent/agent/identity"
 	"github.com/axion/runner-agent/agent/local"
+	"github.com/axion/runner-agent/internal/supervise"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/version"
 	"github.com/axion/runner-agent/stack"
@@ -79,39 +80,49 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.cleanWorkDir(); err != nil {
 		return err
 	}
-	s := newSupervisor(a.log)
-	s.start(ctx, "engine", stopQuickly, a.engine.Run)
-	s.start(ctx, "health", stopQuickly, a.health.Run)
-	s.start(ctx, "local socket", stopQuickly, a.local.Run)
-	s.start(ctx, "identity", stopQuickly, a.identity.Run)
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-s.failed:
-	case <-a.identity.Ready():
+	s := supervise.New(a.log)
+	s.Start(ctx, "engine", stopQuickly, a.engine.Run)
+	s.Start(ctx, "health", stopQuickly, a.health.Run)
+	s.Start(ctx, "local socket", stopQuickly, a.local.Run)
+	s.Start(ctx, "identity", stopQuickly, a.identity.Run)
+	err := s.Wait(a.untilEnrolled(ctx))
+	if err == nil && ctx.Err() == nil {
 		if err = a.goOnline(ctx, s); err == nil {
-			err = s.wait(ctx)
+			err = s.Wait(ctx)
 		}
 	}
-	return errors.Join(err, s.stop(), a.online.Load().close())
+	return errors.Join(err, s.Stop(), a.online.Load().close())
+}
+
+// untilEnrolled returns a context that ends with ctx, or as soon as there is an identity.
+func (a *Agent) untilEnrolled(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		select {
+		case <-a.identity.Ready():
+		case <-ctx.Done():
+		}
+	}()
+	return ctx
 }
 
 // goOnline builds and starts what needs an identity.
-func (a *Agent) goOnline(ctx context.Context, s *supervisor) error {
+func (a *Agent) goOnline(ctx context.Context, s *supervise.Supervisor) error {
 	o, err := a.newOnline()
 	if err != nil {
 		return errors.Join(err, o.close())
 	}
 	a.online.Store(o)
-	s.start(ctx, "events", stopEvents, o.publisher.Run)
-	s.start(ctx, "commands", stopCommands, o.runCommands)
-	s.start(ctx, "journal keeper", stopQuickly, o.expire)
+	s.Start(ctx, "events", stopEvents, o.publisher.Run)
+	s.Start(ctx, "commands", stopCommands, o.runCommands)
+	s.Start(ctx, "journal keeper", stopQuickly, o.expire)
 	if o.telemetry != nil {
-		s.start(ctx, "telemetry", stopQuickly, o.telemetry.Run)
+		s.Start(ctx, "telemetry", stopQuickly, o.telemetry.Run)
 	}
-	s.start(ctx, "session", stopSession, o.session.Run)
-	s.start(ctx, "agent's commands", stopBus, o.own.Run)
-	s.start(ctx, "cluster's commands", stopBus, o.whileManager)
+	s.Start(ctx, "session", stopSession, o.session.Run)
+	s.Start(ctx, "agent's commands", stopBus, o.own.Run)
+	s.Start(ctx, "cluster's commands", stopBus, o.whileManager)
 	o.log.Info("agent is online", "cluster_id", a.identity.ClusterID(), "version", version.Version)
 	return nil
 }

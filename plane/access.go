@@ -40,10 +40,11 @@ type access struct {
 	changed  func(agentID string) // told when an agent's right to its cluster's topic has changed
 	log      *slog.Logger
 	signal   chan struct{}
+	shared   chan struct{} // closed when the topics that all share are there
 
 	mu     sync.Mutex
 	agents map[string]*agentAccess
-	base   bool // the topics that all share are there
+	base   bool // shared has been closed
 	whole  bool // every agent has been given its access since the start
 }
 
@@ -56,7 +57,7 @@ type agentAccess struct {
 }
 
 func newAccess(r *registry.Registry, k kafka, changed func(string), log *slog.Logger) *access {
-	return &access{registry: r, kafka: k, changed: changed, log: log, signal: make(chan struct{}, 1), agents: map[string]*agentAccess{}}
+	return &access{registry: r, kafka: k, changed: changed, log: log, signal: make(chan struct{}, 1), shared: make(chan struct{}), agents: map[string]*agentAccess{}}
 }
 
 // poke asks for a comparison soon. It never blocks.
@@ -72,6 +73,18 @@ func (a *access) settled() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.whole
+}
+
+// afterTopics returns a component that waits for the topics that all share before it runs.
+func (a *access) afterTopics(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.shared:
+			return run(ctx)
+		}
+	}
 }
 
 // run compares until ctx ends.
@@ -142,6 +155,7 @@ func (a *access) ensureBase(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.base = true
+	close(a.shared)
 	return nil
 }
 

@@ -46,7 +46,7 @@ const (
 
 // readyEvery is how often the plane looks whether it is ready, until it is and later.
 const (
-	readyFirst = 500 * time.Millisecond
+	readyFirst = 50 * time.Millisecond
 	readyEvery = 10 * time.Second
 	readyTime  = 5 * time.Second
 )
@@ -82,7 +82,7 @@ func (p *Plane) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, held.Close()) }()
-	db, err := store.Open(ctx, filepath.Join(p.cfg.DataDir, databaseFile))
+	db, err := openStore(ctx, filepath.Join(p.cfg.DataDir, databaseFile))
 	if err != nil {
 		return err
 	}
@@ -109,6 +109,18 @@ func (p *Plane) Run(ctx context.Context) (err error) {
 	return err
 }
 
+// openStore opens the database. Open commands in it may hold credentials, so the file is its owner's only; SQLite gives its other files the same mode.
+func openStore(ctx context.Context, path string) (*store.DB, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return store.Open(ctx, path)
+}
+
 // parts are the components of a running plane.
 type parts struct {
 	plane       *Plane
@@ -118,6 +130,7 @@ type parts struct {
 	fleet       *fleet.Fleet
 	dispatch    *dispatch.Dispatch
 	generations *generations
+	operator    *operator.Server
 	server      *grpc.Server
 	health      *health.Server
 	listener    net.Listener
@@ -175,18 +188,18 @@ func (p *Plane) serveAll(x *parts, authority *ca.CA, reg *registry.Registry, led
 	if err != nil {
 		return err
 	}
-	console, err := operator.New(operator.Config{
+	x.operator, err = operator.New(operator.Config{
 		Token: operators.Token, CAHash: [sha256.Size]byte(authority.Hash()), CommandTopic: broker.CommandTopic,
 	}, operator.Deps{Registry: reg, Fleet: x.fleet, Kafka: x.access, Ledger: led, Log: p.component("operator")})
 	if err != nil {
 		return err
 	}
-	x.server = newServer(serverTLS, &gate{operator: console.Authorize, agent: who.identify, log: p.log})
+	x.server = newServer(serverTLS, &gate{operator: x.operator.Authorize, agent: who.identify, log: p.log})
 	x.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 	healthv1.RegisterHealthServer(x.server, x.health)
 	runnerv1.RegisterEnrollmentServer(x.server, desk)
 	runnerv1.RegisterRunnerServer(x.server, x.fleet)
-	planev1.RegisterOperatorServer(x.server, console)
+	planev1.RegisterOperatorServer(x.server, x.operator)
 	return nil
 }
 
@@ -200,13 +213,14 @@ func (x *parts) enrolled(e registry.Enrolment) {
 
 func (p *Plane) component(name string) *slog.Logger { return p.log.With("component", name) }
 
-// start starts the components in the order in which they build on each other. The fleet is the last one, so that it says goodbye to the agents while the
-// server still has their connections.
+// start starts the components in the order in which they build on each other. Fleet and operator come after the server, so that they end their streams while
+// the server still has the connections.
 func (x *parts) start(ctx context.Context, s *supervise.Supervisor) {
 	s.Start(ctx, "broker", stopBroker, x.broker.Run)
 	s.Start(ctx, "access", stopLoop, x.access.run)
-	s.Start(ctx, "dispatch", stopLoop, x.dispatch.Run)
+	s.Start(ctx, "dispatch", stopLoop, x.access.afterTopics(x.dispatch.Run))
 	s.Start(ctx, "server", stopServer, func(ctx context.Context) error { return serve(ctx, x.server, x.listener) })
+	s.Start(ctx, "operator", stopLoop, x.operator.Run)
 	s.Start(ctx, "fleet", stopFleet, x.fleet.Run)
 	s.Start(ctx, "generations", stopLoop, x.generations.run)
 	s.Start(ctx, "readiness", stopLoop, x.watchReadiness)

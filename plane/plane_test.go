@@ -1,7 +1,9 @@
 package plane_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"log/slog"
@@ -354,6 +356,23 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 	}
 }
 
+func TestTheLargestBundleArrives(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	id := w.enrol("prod", "n1")
+	content := make([]byte, envelope.DefaultMaxData-4096)
+	_, _ = rand.Read(content) // so that it cannot be compressed
+	req := deployment("shop", "x")
+	req.GetStackDeploy().GetBundle().GetPlain().Files[0].Content = content
+	if _, err := w.operator().SubmitCommand(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	_, msg := w.receive(w.kafka(id, id.Kafka().GetClusterTopic()))
+	if got := msg.(*runnerv1.StackDeploy).GetBundle().GetPlain().GetFiles()[0].GetContent(); !bytes.Equal(got, content) {
+		t.Errorf("%d bytes arrived, or others than were sent", len(got))
+	}
+}
+
 func TestWhoMayCallWhat(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -446,7 +465,7 @@ func TestOneDataDirectoryOnePlane(t *testing.T) {
 func TestFilesAreForTheirOwnerOnly(t *testing.T) {
 	w := newWorld(t)
 	w.start()
-	for _, name := range []string{"operator.toml", "kafka.secret", filepath.Join("ca", "ca.key")} {
+	for _, name := range []string{"operator.toml", "kafka.secret", "plane.db", "plane.db-wal", filepath.Join("ca", "ca.key")} {
 		info, err := os.Stat(filepath.Join(w.cfg.DataDir, name))
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)

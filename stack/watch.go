@@ -21,18 +21,20 @@ const nodesEvery = 5 * time.Second
 // target says which services and tasks to look at.
 type target struct {
 	services, tasks filters.Args
-	// object is what failures name: a stack or a service.
-	object string
+	// kind and name are what failures are about, for example "stack" and "shop".
+	kind, name string
 }
 
 func stackTarget(stack string) target {
 	label := filters.Arg("label", convert.LabelNamespace+"="+stack)
-	return target{services: filters.NewArgs(label), tasks: filters.NewArgs(label), object: "stack " + stack}
+	return target{services: filters.NewArgs(label), tasks: filters.NewArgs(label), kind: "stack", name: stack}
 }
 
 func serviceTarget(id, name string) target {
-	return target{services: filters.NewArgs(filters.Arg("id", id)), tasks: filters.NewArgs(filters.Arg("service", id)), object: "service " + name}
+	return target{services: filters.NewArgs(filters.Arg("id", id)), tasks: filters.NewArgs(filters.Arg("service", id)), kind: "service", name: name}
 }
+
+func (t target) String() string { return t.kind + " " + t.name }
 
 // watch is one watch over services until each has come to its end.
 type watch struct {
@@ -164,7 +166,7 @@ func (w *watch) troubled(ctx context.Context, err error) {
 		return
 	}
 	if w.trouble == nil {
-		w.recorder.warn(fmt.Sprintf("cannot look at %s for now: %v", w.target.object, err))
+		w.recorder.warn(fmt.Sprintf("cannot look at %s for now: %v", w.target, err))
 	}
 	w.trouble = err
 }
@@ -200,18 +202,18 @@ func (w *watch) finished() (Result, error) {
 	if status == Converged {
 		return w.recorder.result(Converged), nil
 	}
-	return w.recorder.result(status), failure.New(failure.Invalid, code, w.target.object, "%s: %s", w.target.object, strings.Join(bad, "; "))
+	return w.recorder.result(status), failure.New(failure.Invalid, code, w.target.name, "%s: %s", w.target, strings.Join(bad, "; "))
 }
 
 // unfinished tells where the services stood when the context ended.
 func (w *watch) unfinished(ctx context.Context) (Result, error) {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return w.recorder.result(Cancelled), failure.New(failure.Unavailable, "cancelled", w.target.object,
-			"%s is no longer watched; what was written stays: %w", w.target.object, ctx.Err())
+		return w.recorder.result(Cancelled), failure.New(failure.Unavailable, "cancelled", w.target.name,
+			"%s is no longer watched; what was written stays: %w", w.target, ctx.Err())
 	}
 	if w.trouble != nil {
-		return w.recorder.result(TimedOut), failure.New(failure.Unavailable, "engine_unavailable", w.target.object,
-			"the engine could not say whether %s has converged: %w", w.target.object, w.trouble)
+		return w.recorder.result(TimedOut), failure.New(failure.Unavailable, "engine_unavailable", w.target.name,
+			"the engine could not say whether %s has converged: %w", w.target, w.trouble)
 	}
 	var open []string
 	rolledBack := false
@@ -225,8 +227,8 @@ func (w *watch) unfinished(ctx context.Context) (Result, error) {
 	if rolledBack {
 		status = RolledBack
 	}
-	return w.recorder.result(status), failure.New(failure.Deadline, "not_converged", w.target.object,
-		"%s has not converged in time: %s", w.target.object, strings.Join(open, "; ")).WithHint("the Swarm goes on trying")
+	return w.recorder.result(status), failure.New(failure.Deadline, "not_converged", w.target.name,
+		"%s has not converged in time: %s", w.target, strings.Join(open, "; ")).WithHint("the Swarm goes on trying")
 }
 
 // describeService is one service's state in words, with its newest error.

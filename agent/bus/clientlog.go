@@ -3,6 +3,7 @@ package bus
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -25,6 +26,9 @@ func newClientLog(log *slog.Logger) *clientLog { return &clientLog{log: log, now
 // Printf is the client's logger interface.
 func (l *clientLog) Printf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
+	if strings.HasSuffix(text, "canceled") {
+		return // a connection attempt that the agent itself gave up
+	}
 	l.mu.Lock()
 	quiet := text == l.last && l.now().Sub(l.at) < repeatAfter
 	if !quiet {

@@ -235,8 +235,8 @@ func (s *session) groupError(err error) {
 }
 
 func (s *session) joined(gen *kafka.Generation) {
-	s.member.Store(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
 	s.writeMember(gen.MemberID)
+	s.member.Store(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
 	s.state.well()
 	assigned := len(gen.Assignments[s.cfg.Topic])
 	s.log.Info("joined the group", "group", gen.GroupID, "member", gen.MemberID, "generation", gen.ID, "partitions", assigned)

@@ -122,6 +122,24 @@ func TestConsumerBoundsMessagesInFlight(t *testing.T) {
 	never(t, "a ninth", func() bool { return h.total() > 8 })
 }
 
+func TestConsumerBoundsBytesInFlight(t *testing.T) {
+	b := newBroker(t)
+	b.topic(topic)
+	h := newInbox(false)
+	run(t, b.consumer(), h, &warnings{})
+	p := b.root()
+	const each = 12 << 20
+	fits := maxInFlightBytes / each
+	for i := range fits + 2 {
+		send(t, p, string(make([]byte, each+i)))
+	}
+	eventually(t, "as many as fit", func() bool { return h.total() == fits })
+	never(t, "one more", func() bool { return h.total() > fits })
+	h.settle(fmt.Sprint(each, " bytes"))
+	eventually(t, "one more", func() bool { return h.total() == fits+1 })
+	never(t, "two more", func() bool { return h.total() > fits+1 })
+}
+
 func TestConsumerSurvivesCutConnections(t *testing.T) {
 	b := newBroker(t)
 	b.topic(topic)
@@ -424,39 +442,58 @@ func TestConsumerWatchdog(t *testing.T) {
 func TestConsumerEvictsItsPredecessor(t *testing.T) {
 	b := newBroker(t)
 	b.topic(topic)
+	send(t, b.root(), "a")
 	cfg := b.consumer()
 	cfg.MemberFile = filepath.Join(t.TempDir(), "member", "commands")
-	h := newInbox(true)
-	c, stop := run(t, cfg, h, &warnings{})
-	eventually(t, "membership", func() bool { return c.Membership() != nil })
-	kept, err := os.ReadFile(cfg.MemberFile)
-	if err != nil || !strings.Contains(string(kept), c.Membership().GetMemberId()) {
-		t.Fatalf("file %q: %v", kept, err)
-	}
-	// A kill: the connections break without a good-bye, and the file stays.
-	b.proxy.Refuse(true)
-	b.proxy.Cut()
-	c.timing.closing = 0
-	stop()
-	if err := os.WriteFile(cfg.MemberFile, kept, 0o600); err != nil {
+	c, err := NewConsumer(cfg, ConsumerDeps{Warn: &warnings{}})
+	if err != nil {
 		t.Fatal(err)
 	}
-	b.proxy.Refuse(false)
-	if n := len(b.GroupInfo(group).Members); n != 1 {
-		t.Fatalf("%d members are left behind", n)
-	}
-	send(t, b.root(), "a")
+	c.writeMember(deadMember(t, b))
+	h := newInbox(true)
 	begun := time.Now()
-	_, stop = run(t, cfg, h, &warnings{})
+	c, stop := run(t, cfg, h, &warnings{})
 	eventually(t, "message", func() bool { return h.count("a") == 1 })
-	// With a session of 3 s the partition would be free only after that.
-	if took := time.Since(begun); took > 2500*time.Millisecond {
-		t.Errorf("took %v", took)
+	if took := time.Since(begun); took > deadSession/2 {
+		t.Errorf("took %v, as if the dead member were still waited for", took)
+	}
+	if kept := c.readFormerMember(); kept != c.Membership().GetMemberId() {
+		t.Errorf("kept %q, is %q", kept, c.Membership().GetMemberId())
 	}
 	stop()
 	if _, err := os.Stat(cfg.MemberFile); !os.IsNotExist(err) {
 		t.Errorf("the file stays after a good-bye: %v", err)
 	}
+}
+
+// deadSession is the session of a member that has died; nobody else gets its partition for so long.
+const deadSession = 10 * time.Second
+
+// deadMember joins the group and never speaks again. It returns its id.
+func deadMember(t *testing.T, b *broker) string {
+	t.Helper()
+	cl := rootClient(t, b, kgo.MaxVersions(kversion.V2_1_0()))
+	join := kmsg.NewPtrJoinGroupRequest()
+	join.Group, join.ProtocolType = group, "consumer"
+	join.SessionTimeoutMillis, join.RebalanceTimeoutMillis = int32(deadSession.Milliseconds()), int32(deadSession.Milliseconds())
+	meta := kmsg.NewConsumerMemberMetadata()
+	meta.Topics = []string{topic}
+	protocol := kmsg.NewJoinGroupRequestProtocol()
+	protocol.Name, protocol.Metadata = "range", meta.AppendTo(nil)
+	join.Protocols = append(join.Protocols, protocol)
+	joined, err := join.RequestWith(t.Context(), cl)
+	if err == nil {
+		err = kerr.ErrorForCode(joined.ErrorCode)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	sync := kmsg.NewPtrSyncGroupRequest()
+	sync.Group, sync.Generation, sync.MemberID = group, joined.Generation, joined.MemberID
+	if _, err := sync.RequestWith(t.Context(), cl); err != nil {
+		t.Fatal(err)
+	}
+	return joined.MemberID
 }
 
 func TestConsumerConfig(t *testing.T) {

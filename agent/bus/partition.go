@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"golang.org/x/sync/semaphore"
 
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
@@ -17,6 +18,8 @@ const (
 	// commitAttempts is how often a commit is tried before the generation is given up; joining again makes a new connection.
 	commitAttempts = 3
 	commitPause    = 100 * time.Millisecond
+	// maxInFlightBytes bounds what the messages of a partition that are not committed hold in memory; 64 of the largest would be three quarters of a gigabyte.
+	maxInFlightBytes = 64 << 20
 )
 
 // partition is an assigned partition in one generation. Three goroutines share it: fetch hands messages to the handler, commit follows behind and commits
@@ -27,6 +30,8 @@ type partition struct {
 	id  int
 	// slots holds one token for each message that is not committed.
 	slots chan struct{}
+	// room is what is left of maxInFlightBytes.
+	room *semaphore.Weighted
 	// queue holds them in the order of their offsets. It never blocks: it has as much room as there are slots.
 	queue chan inFlight
 	// head is the oldest message, once it was taken from the queue; it belongs to commit.
@@ -41,13 +46,14 @@ type partition struct {
 
 type inFlight struct {
 	offset  int64
+	size    int64
 	settled <-chan struct{}
 }
 
 func (s *session) startPartition(gen *kafka.Generation, a kafka.PartitionAssignment) {
 	p := &partition{
 		session: s, gen: gen, id: a.ID,
-		slots: make(chan struct{}, s.cfg.MaxInFlight), queue: make(chan inFlight, s.cfg.MaxInFlight),
+		slots: make(chan struct{}, s.cfg.MaxInFlight), queue: make(chan inFlight, s.cfg.MaxInFlight), room: semaphore.NewWeighted(maxInFlightBytes),
 	}
 	p.reader.Store(p.newReader(a.Offset))
 	s.committers.Add(1)
@@ -71,7 +77,7 @@ func (p *partition) closeReader(r *kafka.Reader) {
 	p.closers.Go(func() { _ = r.Close() })
 }
 
-// fetch hands messages to the handler until the generation or the agent ends. It never waits for a handler, only for a slot.
+// fetch hands messages to the handler until the generation or the agent ends. It never waits for a handler, only for a slot and for room.
 func (p *partition) fetch(gen context.Context) {
 	defer func() { p.closeReader(p.reader.Load()) }()
 	ctx, cancel := context.WithCancel(gen)
@@ -88,7 +94,11 @@ func (p *partition) fetch(gen context.Context) {
 		if !ok {
 			break
 		}
-		p.queue <- inFlight{m.Offset, p.deps.Handler.Handle(p.agent, fromKafka(m))}
+		size := min(int64(len(m.Value)), maxInFlightBytes)
+		if p.room.Acquire(ctx, size) != nil {
+			break
+		}
+		p.queue <- inFlight{m.Offset, size, p.deps.Handler.Handle(p.agent, fromKafka(m))}
 	}
 	// The agent stops: the last commit needs the generation, so it is not ended from here.
 	<-gen.Done()
@@ -167,10 +177,11 @@ func (p *partition) commitAll(gen context.Context) error {
 			return p.commitLast(gen)
 		case <-p.head.settled:
 		}
-		last, n := p.takeSettled()
+		last, n, size := p.takeSettled()
 		if err := p.commitOffset(gen, last, commitAttempts); err != nil {
 			return err
 		}
+		p.room.Release(size)
 		for range n {
 			<-p.slots
 		}
@@ -179,29 +190,29 @@ func (p *partition) commitAll(gen context.Context) error {
 
 // commitLast commits what is settled when the agent stops.
 func (p *partition) commitLast(gen context.Context) error {
-	last, n := p.takeSettled()
+	last, n, _ := p.takeSettled()
 	if n == 0 {
 		return nil
 	}
 	return p.commitOffset(gen, last, 1)
 }
 
-// takeSettled takes messages off the queue as long as they are settled. It returns the offset of the last of them and how many there were.
-func (p *partition) takeSettled() (last int64, n int) {
+// takeSettled takes messages off the queue as long as they are settled. It returns the offset of the last of them, how many there were, and their size.
+func (p *partition) takeSettled() (last int64, n int, size int64) {
 	for {
 		if p.head == nil {
 			select {
 			case m := <-p.queue:
 				p.head = &m
 			default:
-				return last, n
+				return last, n, size
 			}
 		}
 		select {
 		case <-p.head.settled:
-			last, n, p.head = p.head.offset, n+1, nil
+			last, n, size, p.head = p.head.offset, n+1, size+p.head.size, nil
 		default:
-			return last, n
+			return last, n, size
 		}
 	}
 }

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -125,7 +126,7 @@ func event(id string, size int) envelope.Envelope {
 
 func publish(t *testing.T, store Outbox, sink Sink, warn Warner) *Publisher {
 	t.Helper()
-	p, err := NewPublisher(PublisherConfig{EventsTopic: events, OutcomeKey: "prod"}, PublisherDeps{
+	p, err := NewPublisher(PublisherConfig{EventsTopic: events}, PublisherDeps{
 		Outbox: store, Producer: sink, Log: testLog(t), Warn: warn,
 		Sign: func(e *envelope.Envelope) error { e.Signature = []byte("signed"); return nil },
 	})
@@ -168,7 +169,7 @@ func TestPublisherKeepsOrderThroughBrokerRestart(t *testing.T) {
 			id := fmt.Sprintf("e%04d", len(want))
 			var err error
 			if len(want)%10 == 9 {
-				_, err = store.Decide("c-"+id, "shop", 1, event(id, 10))
+				_, err = store.Decide("c-"+id, "prod", 1, event(id, 10))
 			} else {
 				err = store.Append(event(id, 10), "a-1")
 			}
@@ -302,4 +303,34 @@ func TestPublisherWithFailingJournal(t *testing.T) {
 	if len(sink.got) != 0 {
 		t.Errorf("sent %v", sink.got)
 	}
+}
+
+// forgetful is an outbox that cannot take events out for a while.
+type forgetful struct {
+	*journal.Bolt
+	mu    sync.Mutex
+	fails int
+}
+
+func (f *forgetful) Acked(seqs ...uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fails > 0 {
+		f.fails--
+		return errors.New("no disk")
+	}
+	return f.Bolt.Acked(seqs...)
+}
+
+func TestPublisherDoesNotRepeatItself(t *testing.T) {
+	store, warn, sink := &forgetful{Bolt: newJournal(t), fails: 3}, &warnings{}, &script{}
+	if err := store.Append(event("1", 1), "k"); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, store, sink, warn)
+	eventually(t, "the outbox is empty", func() bool { return store.Len() == 0 })
+	if !slices.Equal(sink.got, []string{"1"}) {
+		t.Errorf("sent %v", sink.got)
+	}
+	eventually(t, "no warning", func() bool { return warn.codes() == "" })
 }

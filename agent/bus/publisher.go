@@ -36,8 +36,6 @@ type PublisherConfig struct {
 	Name string
 	// EventsTopic is where the events go.
 	EventsTopic string
-	// OutcomeKey is the Kafka key of outcomes, the cluster's id; "" means what the outbox says.
-	OutcomeKey string
 }
 
 // PublisherDeps are what a Publisher needs.
@@ -124,7 +122,7 @@ func (p *Publisher) publish(ctx context.Context, entries []journal.Entry) error 
 		if err != nil {
 			return err
 		}
-		return p.deps.Outbox.Acked(seqs...)
+		return p.acked(ctx, seqs)
 	}
 	if len(entries) > 1 {
 		for i := range entries {
@@ -135,7 +133,21 @@ func (p *Publisher) publish(ctx context.Context, entries []journal.Entry) error 
 		return nil
 	}
 	p.refuse(entries[0], err)
-	return p.deps.Outbox.Acked(seqs...)
+	return p.acked(ctx, seqs)
+}
+
+// acked takes events out of the outbox. If the journal cannot do that for now, they are not sent again meanwhile.
+func (p *Publisher) acked(ctx context.Context, seqs []uint64) error {
+	for {
+		err := p.deps.Outbox.Acked(seqs...)
+		if err == nil {
+			return nil
+		}
+		p.stuck(err)
+		if !p.retry.wait(ctx) {
+			return ctx.Err()
+		}
+	}
 }
 
 func (p *Publisher) message(e journal.Entry) (Message, error) {
@@ -143,11 +155,7 @@ func (p *Publisher) message(e journal.Entry) (Message, error) {
 	if err := p.deps.Sign(&ev); err != nil {
 		return Message{}, fmt.Errorf("sign event %s: %w", ev.ID, err)
 	}
-	key := e.Key
-	if e.Outcome && p.cfg.OutcomeKey != "" {
-		key = p.cfg.OutcomeKey
-	}
-	return Message{Topic: p.cfg.EventsTopic, Key: []byte(key), Value: ev.Data, Headers: ev.Headers()}, nil
+	return Message{Topic: p.cfg.EventsTopic, Key: []byte(e.Key), Value: ev.Data, Headers: ev.Headers()}, nil
 }
 
 // refuse gives up on an event that Kafka will never take. A lost outcome is not silent: the plane sends the command again, and this warning stays.

@@ -203,7 +203,7 @@ func TestFileThatCannotBeRead(t *testing.T) {
 	}{
 		"named by the flag":     {Sources{File: absent}, "--config: configuration file cannot be read: open " + absent},
 		"named by the variable": {Sources{Environ: []string{"AXION_CONFIG=" + absent}}, "AXION_CONFIG: configuration file cannot be read: open " + absent},
-		"too large":             {Sources{File: writeFile(t, strings.Repeat("#", maxFileBytes+1))}, "has more than 1048576 bytes"},
+		"too large":             {Sources{File: writeFile(t, strings.Repeat("#", maxFileBytes+1))}, "has more than 65536 bytes"},
 		"a folder":              {Sources{File: t.TempDir()}, "is a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -226,6 +226,23 @@ func TestHealthListenIgnoresTheRest(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 		})
+	}
+}
+
+func TestLocalSocket(t *testing.T) {
+	set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	flags := AddFlags(set, "local.socket")
+	if set.Lookup("local-socket") == nil || set.Lookup("plane-address") != nil {
+		t.Error("other flags than the one that was named")
+	}
+	if got := LocalSocket(Sources{Flags: flags, Environ: []string{"AXION_LOCAL_SOCKET=/x/y.sock"}}); got != "/x/y.sock" {
+		t.Errorf("variable: %s", got)
+	}
+	if err := set.Parse([]string{"--local-socket=/a/b.sock"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := LocalSocket(Sources{Flags: flags}); got != "/a/b.sock" {
+		t.Errorf("flag: %s", got)
 	}
 }
 

@@ -1,15 +1,23 @@
 package config
 
-import "github.com/spf13/pflag"
+import (
+	"slices"
+
+	"github.com/spf13/pflag"
+)
 
 // Flags are the command line's view of the keys.
 type Flags struct {
 	set *pflag.FlagSet
 }
 
-// AddFlags adds a flag for each key to set. Their values are read by Load, so that everything that is wrong is told at once.
-func AddFlags(set *pflag.FlagSet) *Flags {
+// AddFlags adds a flag for each of these keys ("health.listen") to set, or for all keys if none is named. Their values are read by Load, so that
+// everything that is wrong is told at once.
+func AddFlags(set *pflag.FlagSet, paths ...string) *Flags {
 	for _, k := range keys {
+		if len(paths) > 0 && !slices.Contains(paths, k.path()) {
+			continue
+		}
 		usage := k.doc
 		if b := k.bounds(); b != "" {
 			usage += " " + b

@@ -20,7 +20,7 @@ const (
 	// contextVariable belongs to the operator's command line, which may share an environment with the agent.
 	contextVariable = "AXION_CONTEXT"
 	// maxFileBytes bounds the configuration file.
-	maxFileBytes = 1 << 20
+	maxFileBytes = 64 << 10
 )
 
 // Sources are where the configuration comes from.
@@ -47,12 +47,19 @@ func Load(src Sources) (Config, error) {
 }
 
 // HealthListen returns health.listen alone and does not care what else is wrong: a health check must not fail for the agent's configuration.
-func HealthListen(src Sources) string {
+func HealthListen(src Sources) string { return single(src, "health.listen") }
+
+// LocalSocket returns local.socket alone and does not care what else is wrong: the local command line needs nothing else.
+func LocalSocket(src Sources) string { return single(src, "local.socket") }
+
+// single returns one key that has a default; the default if what was given is wrong.
+func single(src Sources, path string) string {
 	c, _ := load(src)
-	if k, _ := find("health.listen"); k.checkValue(&c) != "" {
+	k, _ := find(path)
+	if k.checkValue(&c) != "" {
 		return k.def
 	}
-	return c.Health.Listen
+	return k.text(&c)
 }
 
 // Origin says where the key's value came from: a file with its line, a variable, or a flag; empty for a default.

@@ -512,6 +512,8 @@ func TestClockOfTheNodeIsWrong(t *testing.T) {
 			t.Error("ready with a certificate that has ended")
 		}
 		i.stop()
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		if p.calls != 1 {
 			t.Errorf("the agent asked %d times for a certificate", p.calls)
 		}

@@ -31,7 +31,7 @@ type Record struct {
 	ID string
 	// Type is the command's type, for example "axion.runner.v1.StackDeploy".
 	Type string
-	// Key is the stack that it was about; empty until decided.
+	// Key is the Kafka key of its outcome; empty until decided.
 	Key string
 	// Generation is the stack's generation that it stood for; 0 if it has none.
 	Generation uint64
@@ -49,7 +49,7 @@ type Record struct {
 type Entry struct {
 	// Seq orders the entries. It names an entry as long as this journal is open, not longer.
 	Seq uint64
-	// Key is the Kafka key of progress; of an outcome it is what Decide was given.
+	// Key is the Kafka key.
 	Key string
 	// Outcome says whether the event ends a command; otherwise it is progress.
 	Outcome bool
@@ -61,8 +61,8 @@ type Entry struct {
 type Commands interface {
 	// Receive notes a delivery of a command and returns its record, with the number of deliveries in Attempts.
 	Receive(id, typ string) (Record, error)
-	// Decide records the outcome of a command and puts it into the outbox, in one transaction that is on disk when Decide returns. The key, which may be
-	// empty, is the stack; it becomes the Key of the record and of the outbox's entry.
+	// Decide records the outcome of a command and puts it into the outbox, in one transaction that is on disk when Decide returns. The key is the event's
+	// Kafka key; it may be empty.
 	// The first decision of a command wins and is returned; if it already left the outbox it is put there again.
 	Decide(id, key string, generation uint64, outcome envelope.Envelope) (envelope.Envelope, error)
 	// Expire forgets commands that were decided and not seen since before, unless their outcome still waits in the outbox.

@@ -55,6 +55,14 @@ func openHierarchy(root, procRoot string) (*hierarchy, error) {
 	return h, nil
 }
 
+// version is 1 or 2.
+func (h *hierarchy) version() int {
+	if h.controller == "" {
+		return 2
+	}
+	return 1
+}
+
 // mode is cgroups.Mode for any root: the library's own looks at /sys/fs/cgroup alone, which in a container is not the host's.
 func mode(root string) cgroups.CGMode {
 	var st unix.Statfs_t

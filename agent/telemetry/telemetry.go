@@ -86,6 +86,11 @@ func New(cfg Config, deps Deps) (*Collector, error) {
 	return c, nil
 }
 
+// Sources says what is read and where, for a person: "cgroup version 2 at /host/sys/fs/cgroup, processes at /host/proc".
+func (c *Collector) Sources() string {
+	return fmt.Sprintf("cgroup version %d at %s, processes at %s", c.containers.groups.version(), c.containers.groups.root, c.host.procRoot)
+}
+
 // existing returns path if there is such a folder, else the other one.
 func existing(path, otherwise string) string {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {

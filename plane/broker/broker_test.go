@@ -159,7 +159,7 @@ func (p *site) agent(t *testing.T, access *runnerv1.KafkaAccess, agentID string,
 func newClient(t *testing.T, opts ...kgo.Opt) *kgo.Client {
 	t.Helper()
 	cl, err := kgo.NewClient(append([]kgo.Opt{
-		kgo.DisableIdempotentWrite(), kgo.RecordRetries(1), kgo.RequestRetries(1), kgo.RetryTimeout(2 * time.Second), kgo.UnknownTopicRetries(0),
+		kgo.DisableIdempotentWrite(), kgo.RecordRetries(1), kgo.RequestRetries(1), kgo.RetryTimeout(2 * time.Second), kgo.UnknownTopicRetries(0), kgo.MetadataMinAge(50 * time.Millisecond),
 	}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +170,7 @@ func newClient(t *testing.T, opts ...kgo.Opt) *kgo.Client {
 
 func produce(t *testing.T, cl *kgo.Client, topic, value string) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	return cl.ProduceSync(ctx, &kgo.Record{Topic: topic, Value: []byte(value)}).FirstErr()
 }

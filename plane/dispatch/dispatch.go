@@ -31,7 +31,7 @@ const (
 	DefaultResendFirst = time.Minute
 	// DefaultResendMax bounds the time between two sends, which doubles each time.
 	DefaultResendMax = 10 * time.Minute
-	// DefaultRetry is the time until a send is tried again that Kafka did not take.
+	// DefaultRetry is the time until a send is tried again that Kafka did not take; it doubles up to DefaultResendFirst.
 	DefaultRetry = 5 * time.Second
 	// DefaultGrace is how long after a command's deadline it is closed: an event that says that an agent began it in time may still be on its way.
 	DefaultGrace = 30 * time.Second
@@ -90,7 +90,8 @@ type Dispatch struct {
 	cfg  Config
 	deps Deps
 
-	drops *drops
+	drops  *drops
+	failed map[string]int // by command id: sends that Kafka did not take since the last that it took; the sender's own
 	// current says that every event that was in the topic when it was last opened is stored. Before that no command is closed as expired: its outcome may
 	// be among the events that were not read yet.
 	current atomic.Bool
@@ -122,7 +123,7 @@ func New(cfg Config, deps Deps) (*Dispatch, error) {
 			*d.value = d.fallback
 		}
 	}
-	return &Dispatch{cfg: cfg, deps: deps, drops: newDrops(deps.Log, deps.Now), kick: make(chan struct{}, 1)}, nil
+	return &Dispatch{cfg: cfg, deps: deps, drops: newDrops(deps.Log, deps.Now), failed: map[string]int{}, kick: make(chan struct{}, 1)}, nil
 }
 
 // Run sends and reads until ctx ends; then it returns nil. A broker or a database that is away is waited for.

@@ -432,8 +432,8 @@ func TestAnOutcomeThatWaitsInTheTopicWinsOverExpiry(t *testing.T) {
 }
 
 func TestAMissingTopicDoesNotHoldUpOthers(t *testing.T) {
-	w := newWorld(t, Config{Retry: 50 * time.Millisecond})
-	_, _, err := w.ledger.Submit(t.Context(), ledger.NewCommand{
+	w := newWorld(t, Config{Retry: 50 * time.Millisecond, ResendFirst: time.Second})
+	gone, _, err := w.ledger.Submit(t.Context(), ledger.NewCommand{
 		ClusterID: "prod", AgentID: "a-gone", Topic: "runner.commands.a-gone", TimeToLive: time.Hour, Message: &runnerv1.StackDeploy{Stack: "shop"},
 	})
 	if err != nil {
@@ -445,6 +445,17 @@ func TestAMissingTopicDoesNotHoldUpOthers(t *testing.T) {
 	if c.Topic != r.Topic {
 		t.Errorf("topic %s", r.Topic)
 	}
+	// The topic comes, and so does the command.
+	if _, err := kadm.NewClient(w.client).CreateTopics(t.Context(), 1, 1, nil, "runner.commands.a-gone"); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the command for the new topic is sent", func() bool {
+		got, err := w.ledger.Command(t.Context(), gone.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.Sends > 0
+	})
 }
 
 func TestATopicMadeAnewIsReadFromItsBeginning(t *testing.T) {

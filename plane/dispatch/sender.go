@@ -68,7 +68,9 @@ func (d *Dispatch) sendRound(ctx context.Context, cl *kgo.Client) time.Duration 
 		return d.cfg.Retry
 	}
 	now, wait := d.deps.Now(), maxIdle
-	if !send.IsZero() {
+	if send.IsZero() {
+		clear(d.failed) // no command is open
+	} else {
 		wait = min(wait, send.Sub(now))
 	}
 	if !overdue.IsZero() && d.current.Load() {
@@ -94,6 +96,7 @@ func (d *Dispatch) sendDue(ctx context.Context, cl *kgo.Client) error {
 func (d *Dispatch) sendOne(ctx context.Context, cl *kgo.Client, id string) error {
 	r, open, err := d.deps.Ledger.Record(ctx, id)
 	if err != nil || !open {
+		delete(d.failed, id)
 		return err
 	}
 	c := r.Command
@@ -106,20 +109,27 @@ func (d *Dispatch) sendOne(ctx context.Context, cl *kgo.Client, id string) error
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		log.Warn("Kafka did not take a command; it will be sent again", "error", err)
-		return d.deps.Ledger.Postpone(ctx, id, d.deps.Now().Add(d.cfg.Retry))
+		wait := doubled(d.cfg.Retry, d.failed[id], d.cfg.ResendFirst)
+		d.failed[id]++
+		log.Warn("Kafka did not take a command; it will be sent again", "error", err, "again_in", wait)
+		return d.deps.Ledger.Postpone(ctx, id, d.deps.Now().Add(wait))
 	}
+	delete(d.failed, id)
 	log.Info("command sent", "type", c.Type, "subject", c.Subject, "generation", c.Generation, "sends", c.Sends+1)
 	return d.deps.Ledger.Sent(ctx, id, d.deps.Now().Add(d.resendAfter(c.Sends+1)))
 }
 
 // resendAfter returns the time until the next send after the given number of sends.
 func (d *Dispatch) resendAfter(sends uint64) time.Duration {
-	wait := d.cfg.ResendFirst
-	for ; sends > 1 && wait < d.cfg.ResendMax; sends-- {
-		wait *= 2
+	return doubled(d.cfg.ResendFirst, int(min(sends, 64))-1, d.cfg.ResendMax)
+}
+
+// doubled returns first, doubled so many times, but at most most.
+func doubled(first time.Duration, times int, most time.Duration) time.Duration {
+	for ; times > 0 && first < most; times-- {
+		first *= 2
 	}
-	return min(wait, d.cfg.ResendMax)
+	return min(first, most)
 }
 
 // expire closes the commands whose time is over.
@@ -136,6 +146,7 @@ func (d *Dispatch) expire(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		delete(d.failed, c.ID)
 		if done {
 			d.deps.Log.Warn("command closed as expired", "command_id", c.ID, "correlation_id", c.CorrelationID, "begun", c.Begun, "sends", c.Sends)
 		}
@@ -156,8 +167,12 @@ func (d *Dispatch) expired(c ledger.Command) *runnerv1.CommandOutcome {
 		why = failure.New(failure.Deadline, "expired", c.Subject, "Kafka did not take the command for %s before its deadline, %s", c.Subject, deadline).
 			WithHint("see whether the plane reaches the broker and the topic " + c.Topic + " exists")
 	}
-	return &runnerv1.CommandOutcome{
+	outcome := &runnerv1.CommandOutcome{
 		Type: c.Type, Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED, Failure: failurepb.FromError(why), Generation: c.Generation,
 		EndedAt: timestamppb.New(d.deps.Now()),
 	}
+	if c.Type != envelope.TypePrefix+"ServiceScale" { // whose stack is only a guess
+		outcome.Stack = c.Stack
+	}
+	return outcome
 }

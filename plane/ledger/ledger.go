@@ -23,6 +23,8 @@ const Source = "/plane"
 const (
 	// DefaultMaxEvents is how many events are kept.
 	DefaultMaxEvents = 200_000
+	// DefaultMaxEventBytes is how much data the kept events hold.
+	DefaultMaxEventBytes = 1 << 30
 	// DefaultEventAge is how long events are kept.
 	DefaultEventAge = 14 * 24 * time.Hour
 	// DefaultCommandAge is how long closed commands are kept. It must be longer than the longest time to live and the retention of the command topics,
@@ -38,6 +40,8 @@ const (
 type Config struct {
 	// MaxEvents is how many events are kept; the oldest go first.
 	MaxEvents int
+	// MaxEventBytes is how much data the kept events hold; the oldest go first.
+	MaxEventBytes int64
 	// EventAge is how long events are kept.
 	EventAge time.Duration
 	// CommandAge is how long closed commands are kept.
@@ -63,6 +67,9 @@ type Ledger struct {
 func New(cfg Config, db *store.DB, now func() time.Time) *Ledger {
 	if cfg.MaxEvents <= 0 {
 		cfg.MaxEvents = DefaultMaxEvents
+	}
+	if cfg.MaxEventBytes <= 0 {
+		cfg.MaxEventBytes = DefaultMaxEventBytes
 	}
 	if cfg.EventAge <= 0 {
 		cfg.EventAge = DefaultEventAge
@@ -107,7 +114,7 @@ func (l *Ledger) announceCommands() {
 	l.pending = make(chan struct{})
 }
 
-// Prune forgets what is older than the bounds allow: events by age and number, closed commands by age. Open commands and generations stay.
+// Prune forgets what is older than the bounds allow: events by age, number and size, closed commands by age. Open commands and generations stay.
 func (l *Ledger) Prune(ctx context.Context) error {
 	now := l.now()
 	return l.db.Tx(ctx, func(tx *sql.Tx) error {
@@ -116,6 +123,10 @@ func (l *Ledger) Prune(ctx context.Context) error {
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE position <= (SELECT last FROM event_position) - $1`, l.cfg.MaxEvents); err != nil {
 			return fmt.Errorf("forget surplus events: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE position <= (SELECT COALESCE(MAX(position), 0) FROM
+			(SELECT position, SUM(LENGTH(data)) OVER (ORDER BY position DESC) AS total FROM events) AS sizes WHERE total > $1)`, l.cfg.MaxEventBytes); err != nil {
+			return fmt.Errorf("forget events for their size: %w", err)
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM commands WHERE closed_at < $1`, now.Add(-l.cfg.CommandAge).UnixNano()); err != nil {
 			return fmt.Errorf("forget old commands: %w", err)

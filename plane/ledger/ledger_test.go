@@ -471,6 +471,20 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+func TestPruneBySize(t *testing.T) {
+	l, _ := open(t, Config{MaxEventBytes: 2500})
+	for i := range 4 {
+		notice := &runnerv1.Notice{Text: string(make([]byte, 1000))}
+		keep(t, l, event(t, "c", &runnerv1.CommandProgress{Sequence: uint64(i), Step: &runnerv1.CommandProgress_Notice{Notice: notice}}))
+	}
+	if err := l.Prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if oldest, last, err := l.Positions(t.Context()); err != nil || oldest != 3 || last != 4 {
+		t.Errorf("%d to %d, %v: two events of 1,000 bytes fit", oldest, last, err)
+	}
+}
+
 func TestSendingTimes(t *testing.T) {
 	l, c := open(t, Config{})
 	if send, overdue, err := l.Next(t.Context()); err != nil || !send.IsZero() || !overdue.IsZero() {

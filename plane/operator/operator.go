@@ -99,6 +99,7 @@ type Server struct {
 	deps      Deps
 	tokenHash [sha256.Size]byte
 	watchers  chan struct{} // one place a watcher
+	stopping  chan struct{} // closed when Run ends
 }
 
 // New returns a Server.
@@ -109,9 +110,16 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if cfg.CommandTopic == nil || deps.Registry == nil || deps.Fleet == nil || deps.Kafka == nil || deps.Ledger == nil || deps.Log == nil {
 		return nil, errors.New("operator: command topic, registry, fleet, kafka, ledger and log are required")
 	}
-	s := &Server{cfg: cfg, deps: deps, tokenHash: sha256.Sum256([]byte(cfg.Token)), watchers: make(chan struct{}, maxWatchers)}
+	s := &Server{cfg: cfg, deps: deps, tokenHash: sha256.Sum256([]byte(cfg.Token)), watchers: make(chan struct{}, maxWatchers), stopping: make(chan struct{})}
 	s.cfg.Token = ""
 	return s, nil
+}
+
+// Run waits for ctx to end, then ends the streams of those who watch events, so that the gRPC server can stop. Call it once.
+func (s *Server) Run(ctx context.Context) error {
+	<-ctx.Done()
+	close(s.stopping)
+	return nil
 }
 
 // Authorize says whether a call carries the operator's token. What it returns is a gRPC status: Unauthenticated.

@@ -93,6 +93,7 @@ type plane struct {
 	fleet    *fleet
 	kafka    *kafka
 	ca       *ca.CA
+	server   *Server
 }
 
 func start(t *testing.T, cfg ledger.Config) *plane {
@@ -117,6 +118,7 @@ func start(t *testing.T, cfg ledger.Config) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.server = server
 	p.serve(server)
 	return p
 }
@@ -536,7 +538,7 @@ func TestWatchOfACommandEndsWithItsOutcome(t *testing.T) {
 
 func TestWatchHasNeitherGapNorDuplicate(t *testing.T) {
 	p := start(t, ledger.Config{})
-	const total = 600
+	const total = 250
 	p.keep("c", &runnerv1.CommandReceived{})
 	streams := []grpc.ServerStreamingClient[planev1.EventRecord]{
 		p.watch(&planev1.WatchEventsRequest{CommandId: "c", Follow: true}),
@@ -622,6 +624,21 @@ func TestWatchersAreBounded(t *testing.T) {
 	}
 	_, err := p.watch(&planev1.WatchEventsRequest{CommandId: "c", Follow: true}).Recv()
 	if codeOf(err) != "too_many_watchers" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWatchersEndWhenThePlaneStops(t *testing.T) {
+	p := start(t, ledger.Config{})
+	p.keep("c", &runnerv1.CommandReceived{})
+	stream := p.watch(&planev1.WatchEventsRequest{CommandId: "c", Follow: true})
+	read(t, stream, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.server.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); codeOf(err) != "plane_shutdown" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -56,6 +56,8 @@ func (s *Server) watch(ctx context.Context, req *planev1.WatchEventsRequest, sen
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-w.server.stopping:
+			return failure.New(failure.Unavailable, "plane_shutdown", "", "the plane is shutting down")
 		case <-changed:
 		}
 	}

@@ -176,7 +176,7 @@ func TestSignature(t *testing.T) {
 }
 
 func TestOutcomeID(t *testing.T) {
-	if OutcomeID("a") != OutcomeID("a") || OutcomeID("a") == OutcomeID("b") {
+	if id := OutcomeID("a"); id != OutcomeID(strings.ToLower("A")) || id == OutcomeID("b") {
 		t.Error("an outcome's id is a function of the command's")
 	}
 }

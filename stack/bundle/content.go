@@ -12,7 +12,7 @@ const (
 	// MaxComposeFiles is the number of compose files of one stack.
 	MaxComposeFiles = 32
 	// MaxComposeBytes is the size of all compose files together. (Files that they refer to count against the message only.)
-	MaxComposeBytes = 1 << 20
+	MaxComposeBytes = 512 << 10
 	// MaxFiles is the number of files, the compose files among them.
 	MaxFiles = 1000
 	// DefaultMaxBytes is the size of all files together if GatherOptions does not say otherwise.

@@ -105,6 +105,22 @@ services:
 	}
 }
 
+func TestErrorsRepeatNoContent(t *testing.T) {
+	for name, tc := range map[string]struct{ env, text string }{
+		"no name":  {"=s3cret", "invalid env file (/home/dev/shop/a.env): no variable name"},
+		"not utf8": {"A=s3cret\xff", "invalid env file (/home/dev/shop/a.env): invalid utf8 bytes"},
+		"spaces":   {"export A=s3cret", "invalid env file (/home/dev/shop/a.env): variable 'export A' contains whitespaces"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Load(content("compose.yml", "services: {web: {image: x, env_file: a.env}}", "a.env", tc.env), t.TempDir())
+			wantFailure(t, err, failure.Invalid, "invalid_compose", tc.text)
+			if strings.Contains(err.Error(), "s3cret") || strings.Contains(err.Error(), "115 51") {
+				t.Errorf("the value is told: %v", err)
+			}
+		})
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	c := content("compose.yml", `
 version: "3.9"
@@ -147,7 +163,7 @@ func TestHostileComposeFiles(t *testing.T) {
 		text      string
 	}{
 		"anchors":             {alias(9), nil, "document contains excessive aliasing"},
-		"many values":         {"services: {web: {image: x}}\nx-a: [" + strings.Repeat("a, ", maxNodes) + "]", nil, "more than 200000 values"},
+		"many values":         {"services: {web: {image: x}}\nx-a: [" + strings.Repeat("a, ", maxNodes) + "]", nil, "more than 100000 values"},
 		"long anchor":         {"x-a: &a " + strings.Repeat("b", 100_000) + "\nx-b: [" + strings.Repeat("*a, ", 100) + "*a]\nservices: {web: {image: x}}", nil, "by its anchors"},
 		"deep":                {"x-a: " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + "\nservices: {web: {image: x}}", nil, "nested more than 64 levels"},
 		"too deep for yaml":   {"x-a: " + strings.Repeat("[", 50_000), nil, "exceeded max depth"},
@@ -155,7 +171,7 @@ func TestHostileComposeFiles(t *testing.T) {
 		"variables":           {"services: {web: {image: x, labels: {a: '" + strings.Repeat("$A", 1000) + "'}}}", map[string]string{"A": big}, "expand to more than"},
 		"ports":               {"services: {web: {image: x, ports: ['1-40000:1-40000', '1-40000:1-40000']}}", nil, "more than 65536 ports"},
 		"ports by a variable": {"services: {web: {image: x, ports: ['$A', '$A']}}", map[string]string{"A": "000001-065535"}, "more than 65536 ports"},
-		"large":               {"services: {web: {image: x}}\nx-a: " + strings.Repeat("b", MaxComposeBytes), nil, "larger than 1048576 bytes"},
+		"large":               {"services: {web: {image: x}}\nx-a: " + strings.Repeat("b", MaxComposeBytes), nil, "larger than 524288 bytes"},
 		"many env_files":      {"services: {web: {image: x, env_file: [" + strings.Repeat("big.env, ", 3000) + "big.env]}}", nil, "refer to more than"},
 		"many secrets":        {"services: {web: {image: x}}\nsecrets: {" + numbered(3000, "s%d: {file: big.env}, ") + "}", nil, "refer to more than"},
 	} {

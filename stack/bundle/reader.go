@@ -247,7 +247,7 @@ func (r *reader) resolveEnvFile(name string) string {
 		return "", ok
 	})
 	if err != nil {
-		r.unreadable(refused("invalid env file (%s): %v", p, err))
+		r.unreadable(refused("invalid env file (%s): %s", p, withoutContent(err)))
 	}
 	for _, line := range lines {
 		r.lookUpIfEmpty(line)
@@ -261,6 +261,17 @@ func (r *reader) resolveEnvFile(name string) string {
 	// The loader interpolates the name once more.
 	r.placed[name] = strings.ReplaceAll(at, "$", "$$")
 	return r.placed[name]
+}
+
+// withoutContent is the sentence of an env_file's error up to where it repeats a line: that may hold a secret.
+func withoutContent(err error) string {
+	text := err.Error()
+	for _, cut := range []string{"no variable name", "invalid utf8 bytes"} {
+		if strings.HasPrefix(text, cut) {
+			return cut
+		}
+	}
+	return text
 }
 
 // envFile writes lines so that the parser gives back the very same: it takes one carriage return from each line and a byte order mark from the first.

@@ -7,7 +7,7 @@ import (
 // Bounds of a parsed compose file. Real ones stay below 20 levels and a few thousand nodes; YAML's anchors can make a small file grow without them.
 const (
 	maxDepth     = 64
-	maxNodes     = 200_000
+	maxNodes     = 100_000
 	maxYAMLBytes = 8 << 20
 )
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ func serve() error {
 	}
 	server := http.Server{Addr: address, ReadHeaderTimeout: 5 * time.Second}
 	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "%s, %s! This is %s.\n", greeting, os.Getenv("GREETED"), host)
+		fmt.Fprintf(w, "%s, %s! This is %s.\n", greeting, cmp.Or(os.Getenv("GREETED"), "world"), host)
 	})
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
