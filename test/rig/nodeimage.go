@@ -26,8 +26,6 @@ const (
 	defaultMirror = "http://deb.debian.org/debian"
 	// nodeImageTimeout bounds making a node image: about 350 MB of packages are fetched and unpacked.
 	nodeImageTimeout = 15 * time.Minute
-	// maxCommandOutput bounds how much of a failed command's output is kept, in bytes.
-	maxCommandOutput = 4 << 10
 )
 
 // bootstrapScripts are the names of debootstrap's scripts: Debian 12's debootstrap knows no forky, and the script of the unstable release serves.
@@ -124,26 +122,4 @@ func importImage(ctx context.Context, docker *client.Client, dir, name string) e
 		err = fmt.Errorf("tar: %w: %s", waited, stderr.String())
 	}
 	return err
-}
-
-// run runs a command of this machine and returns what it printed on standard output. Its error has the end of what it printed.
-func run(ctx context.Context, stdin io.Reader, name string, args ...string) (string, error) {
-	return runCommand(exec.CommandContext(ctx, name, args...), stdin)
-}
-
-func runCommand(cmd *exec.Cmd, stdin io.Reader) (string, error) {
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, tail(stdout.String()+stderr.String()))
-	}
-	return stdout.String(), nil
-}
-
-func tail(s string) string {
-	s = strings.TrimSpace(s)
-	if len(s) > maxCommandOutput {
-		s = "..." + s[len(s)-maxCommandOutput:]
-	}
-	return s
 }
