@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 
 	"github.com/axion/runner-agent/proto/failure"
@@ -45,11 +47,27 @@ func newRig(t *testing.T) *rig {
 		if err != nil {
 			t.Errorf("clean up: %v: %+v", err, result.Warnings)
 		}
+		r.removeContainers(t)
 		if left, _ := os.ReadDir(r.workDir); len(left) > 0 {
 			t.Errorf("left in the work folder: %v", left)
 		}
 	})
 	return r
+}
+
+// removeContainers removes what Engine 20.10 keeps for ever: the containers of job tasks that have ended.
+func (r *rig) removeContainers(t *testing.T) {
+	t.Helper()
+	ctx := context.Background()
+	left, err := r.api.ContainerList(ctx, container.ListOptions{All: true, Filters: stackTarget(r.stack).tasks})
+	if err != nil {
+		t.Error(err)
+	}
+	for _, c := range left {
+		if err := r.api.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {
+			t.Error(err)
+		}
+	}
 }
 
 // deployment is the stack that a sender would send for these compose files, one after the other; IMAGE stands for the test image.

@@ -275,3 +275,25 @@ func TestLocal(t *testing.T) {
 		}
 	}
 }
+
+// TestMetrics: the figures of the host and of this very agent's container reach the plane, read through the mounts of the shipped stack file.
+func TestMetrics(t *testing.T) {
+	w := installed(t)
+	op := w.operator(t)
+	if err := until(45*time.Second, "a sample", func() error {
+		resp, err := op.GetMetrics(t.Context(), &planev1.GetMetricsRequest{})
+		if err != nil {
+			return err
+		}
+		for _, batch := range resp.GetBatches() {
+			for _, c := range batch.GetContainers() {
+				if c.GetService() == agentService && c.GetCpuUsageNanoseconds() > 0 && c.GetMemoryUsageBytes() > 1<<20 && batch.GetHost().GetMemoryTotalBytes() > 0 {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("batches are %v", resp.GetBatches())
+	}); err != nil {
+		t.Error(err)
+	}
+}
