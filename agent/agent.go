@@ -121,6 +121,10 @@ func (a *Agent) goOnline(ctx context.Context, s *supervise.Supervisor) error {
 		s.Start(ctx, "telemetry", stopQuickly, o.telemetry.Run)
 	}
 	s.Start(ctx, "session", stopSession, o.session.Run)
+	if a.cfg.Kafka.SASLMechanism == "" { // else the credentials are not the plane's to give
+		care := newCredentialCare(a.warnings.Warnings, a.identity.RenewNow, o.log)
+		s.Start(ctx, "kafka credentials", stopQuickly, care.run)
+	}
 	s.Start(ctx, "agent's commands", stopBus, o.own.Run)
 	s.Start(ctx, "cluster's commands", stopBus, o.whileManager)
 	o.log.Info("agent is online", "cluster_id", a.identity.ClusterID(), "version", version.Version)

@@ -80,25 +80,27 @@ func (a *Agent) newOnline() (*online, error) {
 	if o.cluster, err = o.consumer("cluster", access, access.GetClusterTopic(), access.GetClusterGroup(), o.commands); err != nil {
 		return o, err
 	}
-	o.telemetry = a.newTelemetry()
+	if o.telemetry, err = a.newTelemetry(); err != nil {
+		return o, err
+	}
 	o.session, err = o.newSession()
 	return o, err
 }
 
 // newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.
-func (a *Agent) newTelemetry() *telemetry.Collector {
+func (a *Agent) newTelemetry() (*telemetry.Collector, error) {
 	t := a.cfg.Telemetry
 	if !t.Enabled {
-		return nil
+		return nil, nil
 	}
 	collector, err := telemetry.New(
 		telemetry.Config{Interval: t.Interval, CgroupRoot: t.CgroupRoot, ProcRoot: t.ProcRoot},
 		telemetry.Deps{Engine: a.engine.Client, Log: a.log})
 	if err != nil {
 		a.warnings.Set("telemetry_unavailable", runnerv1.HealthSeverity_HEALTH_SEVERITY_LOW, "No metrics", err.Error())
-		return nil
+		return nil, nil
 	}
-	return collector
+	return collector, a.health.Register(collector)
 }
 
 func (o *online) newSession() (*session.Client, error) {
@@ -110,6 +112,7 @@ func (o *online) newSession() (*session.Client, error) {
 		Heartbeat: o.heartbeat,
 		Handler:   a.immediate(o.commands.Cancel),
 		Logs:      a.logs(),
+		Refused:   func(string) { a.identity.RenewNow() },
 		Log:       o.log,
 		Warn:      a.warnings,
 	}

@@ -6,17 +6,14 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
-	"github.com/axion/runner-agent/plane/ca"
-	"github.com/axion/runner-agent/plane/registry"
+	"github.com/axion/runner-agent/plane/caller"
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
@@ -30,31 +27,48 @@ import (
 //   - Enrollment: everybody; Enroll asks for a join token, Renew for a live agent certificate;
 //   - Health: everybody; it tells no more than that the plane is up.
 //
-// A service that is not listed here is closed.
+// A service that is not listed here is closed. No message is read before it is decided that its sender may call, except Enrollment's and Health's; of
+// those, large ones are not decoded (codec.go).
 type gate struct {
 	operator func(ctx context.Context) error
 	agent    func(ctx context.Context) (clusterID, agentID string, err error)
 	log      *slog.Logger
 }
 
-func (g *gate) authorize(ctx context.Context, method string) error {
+func serviceOf(method string) string {
 	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-	switch service {
+	return service
+}
+
+// tap decides before anything of a call is read but its headers. It runs in the connection's own goroutine, so it only does what needs no waiting: agents
+// are looked up by identify.
+func (g *gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	return ctx, g.admit(ctx, info.FullMethodName)
+}
+
+func (g *gate) admit(ctx context.Context, method string) error {
+	switch serviceOf(method) {
 	case planev1.Operator_ServiceDesc.ServiceName:
 		return g.operator(ctx)
-	case runnerv1.Runner_ServiceDesc.ServiceName:
-		_, _, err := g.agent(ctx)
-		return failurepb.Status(err)
-	case runnerv1.Enrollment_ServiceDesc.ServiceName, healthv1.Health_ServiceDesc.ServiceName:
+	case runnerv1.Runner_ServiceDesc.ServiceName, runnerv1.Enrollment_ServiceDesc.ServiceName, healthv1.Health_ServiceDesc.ServiceName:
 		return nil
 	default:
 		return status.Errorf(codes.PermissionDenied, "nobody may call %s", method)
 	}
 }
 
+// identify refuses whoever calls Runner and is no agent. All its calls are streams, of which nothing has been read yet.
+func (g *gate) identify(ctx context.Context, method string) error {
+	if serviceOf(method) != runnerv1.Runner_ServiceDesc.ServiceName {
+		return nil
+	}
+	_, _, err := g.agent(ctx)
+	return failurepb.Status(err)
+}
+
 func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	defer g.recover(info.FullMethod, &err)
-	if err := g.authorize(ctx, info.FullMethod); err != nil {
+	if err := g.identify(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return next(ctx, req)
@@ -62,7 +76,7 @@ func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, n
 
 func (g *gate) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	defer g.recover(info.FullMethod, &err)
-	if err := g.authorize(stream.Context(), info.FullMethod); err != nil {
+	if err := g.identify(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
 	return next(srv, stream)
@@ -76,53 +90,15 @@ func (g *gate) recover(method string, err *error) {
 	}
 }
 
-// agents recognises agents by their certificates.
-type agents struct {
-	registry *registry.Registry
-	now      func() time.Time
-}
-
-// identify returns whose certificate the connection was made with. It refuses one that has ended since or was revoked. Failures of class Denied:
-// "no_agent_certificate", "certificate_expired", "certificate_revoked".
-func (a *agents) identify(ctx context.Context) (clusterID, agentID string, err error) {
-	p, _ := peer.FromContext(ctx)
-	var info credentials.TLSInfo
-	if p != nil {
-		info, _ = p.AuthInfo.(credentials.TLSInfo)
-	}
-	clusterID, agentID, serial, err := ca.AgentFromTLS(info.State)
-	if err != nil {
-		return "", "", err
-	}
-	if end := info.State.PeerCertificates[0].NotAfter; !a.now().Before(end) {
-		return "", "", failure.New(failure.Denied, "certificate_expired", agentID, "the certificate of agent %s ended on %s", agentID, end.UTC().Format(time.RFC3339))
-	}
-	return clusterID, agentID, a.standing(ctx, agentID, serial)
-}
-
-// standing refuses a certificate that was revoked.
-func (a *agents) standing(ctx context.Context, agentID, serial string) error {
-	revoked, err := a.registry.Revoked(ctx, serial)
-	if err != nil {
+// verifyKafka decides whether a connection to the embedded broker may stand: the plane's own and those of agents whose certificates are good.
+func verifyKafka(agents *caller.Agents) func(tls.ConnectionState) error {
+	return func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) > 0 && state.PeerCertificates[0].Subject.CommonName == kafkaClientName {
+			return nil // this CA gives that name to nobody else
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), kafkaTimeout)
+		defer cancel()
+		_, _, err := agents.Verify(ctx, state)
 		return err
 	}
-	if revoked {
-		return failure.New(failure.Denied, "certificate_revoked", agentID, "the certificate of agent %s was revoked", agentID).
-			WithHint("the agent enrols again with its join token, if that is still good")
-	}
-	return nil
-}
-
-// verifyKafka decides whether a connection to the embedded broker may stand: the plane's own and those of agents whose certificates were not revoked.
-func (a *agents) verifyKafka(state tls.ConnectionState) error {
-	if len(state.PeerCertificates) > 0 && state.PeerCertificates[0].Subject.CommonName == kafkaClientName {
-		return nil // this CA gives that name to nobody else
-	}
-	_, agentID, serial, err := ca.AgentFromTLS(state)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), kafkaTimeout)
-	defer cancel()
-	return a.standing(ctx, agentID, serial)
 }

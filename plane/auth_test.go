@@ -24,7 +24,7 @@ func TestGate(t *testing.T) {
 	}
 	for method, want := range map[string]codes.Code{
 		"/axion.plane.v1.Operator/ListAgents":   codes.Unauthenticated,
-		"/axion.runner.v1.Runner/Connect":       codes.PermissionDenied,
+		"/axion.runner.v1.Runner/Connect":       codes.OK, // so far: see identify
 		"/axion.runner.v1.Enrollment/Enroll":    codes.OK,
 		"/grpc.health.v1.Health/Check":          codes.OK,
 		"/axion.runner.v1.Local/Status":         codes.PermissionDenied,
@@ -36,8 +36,15 @@ func TestGate(t *testing.T) {
 		"/axion.runner.v1.Enrollment.X/Enroll":  codes.PermissionDenied,
 		"/axion.runner.v1.Enrollment/../Runner": codes.OK, // a method that Enrollment does not have: the server answers Unimplemented
 	} {
-		if got := status.Code(g.authorize(t.Context(), method)); got != want {
+		if got := status.Code(g.admit(t.Context(), method)); got != want {
 			t.Errorf("%s: %v, want %v", method, got, want)
+		}
+		wantAgent := codes.OK
+		if method == "/axion.runner.v1.Runner/Connect" {
+			wantAgent = codes.PermissionDenied
+		}
+		if got := status.Code(g.identify(t.Context(), method)); got != wantAgent {
+			t.Errorf("%s, who is no agent: %v, want %v", method, got, wantAgent)
 		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/axion/runner-agent/internal/supervise"
 	"github.com/axion/runner-agent/plane/broker"
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/caller"
 	"github.com/axion/runner-agent/plane/dispatch"
 	"github.com/axion/runner-agent/plane/enroll"
 	"github.com/axion/runner-agent/plane/fleet"
@@ -160,7 +161,7 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 	x := &parts{plane: p, db: db, listener: listener, health: health.NewServer()}
 	reg := registry.New(db, p.now)
 	led := ledger.New(ledger.Config{}, db, p.now)
-	who := &agents{registry: reg, now: p.now}
+	who := caller.New(reg, p.now)
 	if x.broker, err = p.newBroker(authority, serverTLS, who); err != nil {
 		return nil, err
 	}
@@ -178,7 +179,7 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 }
 
 // serveAll makes the gRPC server and its services.
-func (p *Plane) serveAll(x *parts, authority *ca.CA, reg *registry.Registry, led *ledger.Ledger, who *agents, serverTLS *tls.Config,
+func (p *Plane) serveAll(x *parts, authority *ca.CA, reg *registry.Registry, led *ledger.Ledger, who *caller.Agents, serverTLS *tls.Config,
 	operators operatorcontext.Context,
 ) error {
 	desk, err := enroll.New(enroll.Config{HeartbeatInterval: p.cfg.HeartbeatInterval}, enroll.Deps{
@@ -194,7 +195,7 @@ func (p *Plane) serveAll(x *parts, authority *ca.CA, reg *registry.Registry, led
 	if err != nil {
 		return err
 	}
-	x.server = newServer(serverTLS, &gate{operator: x.operator.Authorize, agent: who.identify, log: p.log})
+	x.server = newServer(serverTLS, &gate{operator: x.operator.Authorize, agent: who.Identify, log: p.log})
 	x.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 	healthv1.RegisterHealthServer(x.server, x.health)
 	runnerv1.RegisterEnrollmentServer(x.server, desk)

@@ -34,9 +34,11 @@ const (
 )
 
 // newServer returns the gRPC server behind the plane's one listener.
-func newServer(config *tls.Config, g *gate) *grpc.Server {
-	return grpc.NewServer(
+func newServer(config *tls.Config, g *gate, more ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(config)),
+		grpc.InTapHandle(g.tap),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ChainUnaryInterceptor(g.unary),
 		grpc.ChainStreamInterceptor(g.stream),
 		grpc.MaxRecvMsgSize(maxReceive),
@@ -46,7 +48,7 @@ func newServer(config *tls.Config, g *gate) *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingAfter, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
-	)
+	}, more...)...)
 }
 
 // serve accepts until ctx ends, then lets calls end for a while, and cuts off the rest.

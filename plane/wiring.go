@@ -16,6 +16,7 @@ import (
 	"github.com/axion/runner-agent/internal/atomicfile"
 	"github.com/axion/runner-agent/plane/broker"
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/caller"
 	"github.com/axion/runner-agent/plane/fleet"
 	"github.com/axion/runner-agent/plane/registry"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
@@ -42,11 +43,11 @@ func (s signers) Signer(ctx context.Context, agentID string) (string, []*ecdsa.P
 	return agent.ClusterID, keys, err
 }
 
-func (p *Plane) newFleet(reg *registry.Registry, who *agents, a *access) (*fleet.Fleet, error) {
+func (p *Plane) newFleet(reg *registry.Registry, who *caller.Agents, a *access) (*fleet.Fleet, error) {
 	log := p.component("fleet")
 	confirmed := &confirmations{registry: reg, known: map[string]bool{}}
 	return fleet.New(fleet.Config{PlaneVersion: version.Version, HeartbeatInterval: p.cfg.HeartbeatInterval}, fleet.Deps{
-		Identify: who.identify,
+		Identify: who.Identify,
 		Touch:    reg.Touch,
 		SetNodes: func(ctx context.Context, clusterID, agentID string, nodes *runnerv1.NodeList) error {
 			changed, err := reg.SetNodes(ctx, clusterID, agentID, nodes)
@@ -108,7 +109,7 @@ func brokerSecret(dataDir string) ([]byte, error) {
 }
 
 // newBroker makes the way to Kafka: the embedded broker, or the brokers that are named.
-func (p *Plane) newBroker(authority *ca.CA, serverTLS *tls.Config, who *agents) (*broker.Broker, error) {
+func (p *Plane) newBroker(authority *ca.CA, serverTLS *tls.Config, who *caller.Agents) (*broker.Broker, error) {
 	secret, err := brokerSecret(p.cfg.DataDir)
 	if err != nil {
 		return nil, err
@@ -128,7 +129,7 @@ func (p *Plane) newBroker(authority *ca.CA, serverTLS *tls.Config, who *agents) 
 	switch {
 	case cfg.Embedded:
 		cfg.ServerTLS = serverTLS.Clone()
-		cfg.ServerTLS.VerifyConnection = who.verifyKafka
+		cfg.ServerTLS.VerifyConnection = verifyKafka(who)
 	case p.cfg.KafkaPlaintext:
 		cfg.ClientTLS = nil
 	}

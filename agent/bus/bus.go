@@ -26,7 +26,7 @@ const (
 	maxBrokers = 16
 )
 
-// Timeouts that hold for every connection.
+// Times that hold for every client.
 const (
 	// dialTimeout bounds a connection's set-up: the name's resolution, TCP and TLS.
 	dialTimeout = 5 * time.Second
@@ -34,6 +34,8 @@ const (
 	quietTimeout = 30 * time.Second
 	// keepAlive finds dead connections below TLS.
 	keepAlive = 30 * time.Second
+	// minRetry is the shortest pause after a failure.
+	minRetry = time.Millisecond
 )
 
 // Message is a Kafka message. Topic, Key, Value and Headers are what is sent; Partition, Offset and Time are known of received ones.

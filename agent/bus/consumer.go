@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/axion/runner-agent/internal/backoff"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 )
 
@@ -120,7 +121,7 @@ func (c *Consumer) Membership() *runnerv1.GroupMember { return c.member.Load() }
 
 // Run consumes until ctx ends; then it commits what is settled, leaves the group and returns nil. Whatever goes wrong before is a warning and a new attempt.
 func (c *Consumer) Run(ctx context.Context) error {
-	retry := backoff{base: 500 * time.Millisecond, ceiling: c.timing.retryMax}
+	retry := backoff.Backoff{Floor: minRetry, First: 500 * time.Millisecond, Max: c.timing.retryMax}
 	for ctx.Err() == nil {
 		begun := time.Now()
 		err := c.runSession(ctx)
@@ -129,9 +130,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		c.state.trouble(err)
 		if time.Since(begun) > time.Minute {
-			retry.reset()
+			retry.Reset()
 		}
-		retry.wait(ctx)
+		retry.Wait(ctx)
 	}
 	c.waitFor(&c.closers)
 	return nil

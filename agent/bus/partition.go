@@ -10,6 +10,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/axion/runner-agent/internal/backoff"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
 )
@@ -83,7 +84,7 @@ func (p *partition) fetch(gen context.Context) {
 	ctx, cancel := context.WithCancel(gen)
 	defer cancel()
 	defer context.AfterFunc(p.agent, cancel)()
-	retry := backoff{base: 100 * time.Millisecond, ceiling: 5 * time.Second}
+	retry := backoff.Backoff{Floor: minRetry, First: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		select {
 		case p.slots <- struct{}{}:
@@ -105,7 +106,7 @@ func (p *partition) fetch(gen context.Context) {
 }
 
 // next fetches one message, however often that fails. It returns false when ctx ends.
-func (p *partition) next(ctx context.Context, retry *backoff) (kafka.Message, bool) {
+func (p *partition) next(ctx context.Context, retry *backoff.Backoff) (kafka.Message, bool) {
 	for {
 		p.waiting.Store(true)
 		m, err := p.reader.Load().FetchMessage(ctx)
@@ -117,7 +118,7 @@ func (p *partition) next(ctx context.Context, retry *backoff) (kafka.Message, bo
 			if p.failedAt.Swap(0) != 0 {
 				p.state.well()
 			}
-			retry.reset()
+			retry.Reset()
 			return m, true
 		}
 		p.failedAt.Store(time.Now().UnixNano())
@@ -129,7 +130,7 @@ func (p *partition) next(ctx context.Context, retry *backoff) (kafka.Message, bo
 		if errors.Is(err, kafka.UnknownTopicOrPartition) {
 			p.end(errTopicAway)
 		}
-		if !retry.wait(ctx) {
+		if !retry.Wait(ctx) {
 			return m, false
 		}
 	}

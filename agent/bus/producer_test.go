@@ -133,7 +133,7 @@ func publish(t *testing.T, store Outbox, sink Sink, warn Warner) *Publisher {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.retry.ceiling = 200 * time.Millisecond
+	p.retry.Max = 200 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/axion/runner-agent/agent/journal"
+	"github.com/axion/runner-agent/internal/backoff"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
@@ -53,7 +54,7 @@ type Publisher struct {
 	cfg   PublisherConfig
 	deps  PublisherDeps
 	state *state
-	retry backoff
+	retry backoff.Backoff
 }
 
 // NewPublisher checks the configuration.
@@ -66,7 +67,7 @@ func NewPublisher(cfg PublisherConfig, deps PublisherDeps) (*Publisher, error) {
 	}
 	return &Publisher{
 		cfg: cfg, deps: deps, state: newState(cfg.Name, deps.Warn, deps.Log),
-		retry: backoff{base: 100 * time.Millisecond, ceiling: 5 * time.Second},
+		retry: backoff.Backoff{Floor: minRetry, First: 100 * time.Millisecond, Max: 5 * time.Second},
 	}, nil
 }
 
@@ -86,11 +87,11 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		switch {
 		case err == nil:
-			p.retry.reset()
+			p.retry.Reset()
 			p.deps.Warn.Clear(p.state.code(stuck))
 		case ctx.Err() == nil:
 			p.stuck(err)
-			p.retry.wait(ctx)
+			p.retry.Wait(ctx)
 		}
 	}
 	return nil
@@ -144,7 +145,7 @@ func (p *Publisher) acked(ctx context.Context, seqs []uint64) error {
 			return nil
 		}
 		p.stuck(err)
-		if !p.retry.wait(ctx) {
+		if !p.retry.Wait(ctx) {
 			return ctx.Err()
 		}
 	}

@@ -6,11 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/axion/runner-agent/internal/variables"
 )
 
 var update = flag.Bool("update", false, "write the example file and the golden files")
@@ -192,6 +195,26 @@ default_timeout = 600
 				t.Errorf("got:\n%s\nwant:\n%s", got, want)
 			}
 		})
+	}
+}
+
+func TestVariablesOfThePlane(t *testing.T) {
+	environ := []string{"AXION_PLANE_ADDRESS=plane:9443"}
+	for _, name := range variables.Plane() {
+		environ = append(environ, name+"=x")
+	}
+	if _, err := Load(Sources{File: writeFile(t, ""), Environ: environ}); err != nil {
+		t.Errorf("a plane in the same environment: %v", err)
+	}
+	var own []string
+	for _, k := range keys {
+		if k.section == "plane" {
+			own = append(own, k.variable())
+		}
+	}
+	slices.Sort(own)
+	if !slices.Equal(own, variables.Agent()) {
+		t.Errorf("the plane must be told of these variables: %q; it is told of %q", own, variables.Agent())
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/axion/runner-agent/internal/variables"
 )
 
 const (
@@ -146,7 +148,7 @@ func loadEnviron(c *Config, environ map[string]string) Problems {
 	}
 	var unknown []string
 	for name := range environ {
-		if !slices.Contains(known, name) {
+		if !slices.Contains(known, name) && !variables.OfPlane(name) {
 			unknown = append(unknown, name)
 		}
 	}

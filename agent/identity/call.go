@@ -5,14 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"net"
 	"strings"
-	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
+	"github.com/axion/runner-agent/internal/handshake"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/failurepb"
@@ -28,9 +26,9 @@ const maxAnswerBytes = 1 << 20
 func (i *Identity) call(ctx context.Context, config *tls.Config, f func(context.Context, runnerv1.EnrollmentClient) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	shake := &handshakes{}
+	trust := handshake.New(config)
 	conn, err := grpc.NewClient(i.cfg.PlaneAddress,
-		grpc.WithTransportCredentials(recorder{credentials.NewTLS(config), shake}),
+		grpc.WithTransportCredentials(trust),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)),
 		grpc.WithUserAgent("axion-agent/"+i.cfg.AgentVersion))
 	if err != nil {
@@ -43,14 +41,14 @@ func (i *Identity) call(ctx context.Context, config *tls.Config, f func(context.
 	if err == nil {
 		return nil
 	}
-	return i.explain(err, shake.last())
+	return i.explain(err, trust.Err())
 }
 
 // explain turns the error of a call into a failure. gRPC says of a failed handshake only its text, so the handshake's own error is asked first.
-func (i *Identity) explain(err, handshake error) error {
+func (i *Identity) explain(err, shake error) error {
 	address := i.cfg.PlaneAddress
-	if handshake != nil {
-		return explainHandshake(address, handshake)
+	if shake != nil {
+		return explainHandshake(address, shake)
 	}
 	text := err.Error()
 	if st, ok := status.FromError(err); ok {
@@ -87,6 +85,9 @@ func explainHandshake(address string, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return failure.New(failure.Denied, "plane_certificate_time", address, "the certificate of the plane at %s is not valid now: %w", address, err).
 			WithHint("compare the clocks of the node and of the plane")
+	case errors.As(err, new(tls.RecordHeaderError)):
+		return failure.New(failure.Denied, "plane_no_tls", address, "what answers at %s speaks no TLS: %w", address, err).
+			WithHint("check that the plane's address is the control plane's")
 	default:
 		return unreachable(address, err)
 	}
@@ -109,36 +110,4 @@ func refusedByTLS(text string) bool {
 		}
 	}
 	return false
-}
-
-// handshakes keeps the error of the last TLS handshake.
-type handshakes struct {
-	mu  sync.Mutex
-	err error
-}
-
-func (h *handshakes) last() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.err
-}
-
-// recorder is TLS credentials that keep the error of each handshake.
-type recorder struct {
-	credentials.TransportCredentials
-	shake *handshakes
-}
-
-// ClientHandshake does and records a handshake.
-func (r recorder) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secured, info, err := r.TransportCredentials.ClientHandshake(ctx, authority, conn)
-	r.shake.mu.Lock()
-	r.shake.err = err
-	r.shake.mu.Unlock()
-	return secured, info, err
-}
-
-// Clone copies the credentials; the record is shared.
-func (r recorder) Clone() credentials.TransportCredentials {
-	return recorder{r.TransportCredentials.Clone(), r.shake}
 }

@@ -21,6 +21,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/axion/runner-agent/internal/backoff"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 )
@@ -34,6 +35,9 @@ const (
 	defaultHeartbeat = 5 * time.Second
 	minHeartbeat     = time.Second
 	maxHeartbeat     = 5 * time.Minute
+	// minRetry and maxRetry bound the wait after an attempt that failed.
+	minRetry = 100 * time.Millisecond
+	maxRetry = time.Minute
 )
 
 // Warner takes health warnings.
@@ -94,7 +98,7 @@ type Identity struct {
 func New(cfg Config, deps Deps) (*Identity, error) {
 	host, _, err := net.SplitHostPort(cfg.PlaneAddress)
 	if err != nil || host == "" {
-		return nil, failure.New(failure.Invalid, "bad_plane_address", cfg.PlaneAddress, "the plane's address %q is not host:port", cfg.PlaneAddress)
+		return nil, badAddress(cfg.PlaneAddress)
 	}
 	if cfg.Token == nil || deps.Node == nil || deps.Log == nil || deps.Warn == nil {
 		return nil, errors.New("identity: token, node, log and warn are required")
@@ -189,7 +193,8 @@ func (i *Identity) EncryptionKey() *ecdh.PrivateKey {
 }
 
 // RenewNow asks Run to renew the certificate without waiting until it is due: when the plane refuses a connection, the answer to that says whether the
-// certificate was revoked, and then the agent enrols again. It does not block.
+// certificate was revoked, and then the agent enrols again. It does not block, and it may be called as often as that happens: at most one certificate a
+// minute is asked for, and while attempts fail they keep their own pace.
 func (i *Identity) RenewNow() {
 	select {
 	case i.renewed <- struct{}{}:
@@ -218,11 +223,11 @@ func (i *Identity) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	var wait backoff
+	retry := backoff.Backoff{Floor: minRetry, First: 2 * minRetry, Max: maxRetry}
 	for ctx.Err() == nil {
 		if pause := i.untilDue(); pause > 0 {
-			wait.reset()
-			i.pause(ctx, min(pause, checkEvery))
+			retry.Reset()
+			i.untilAsked(ctx, min(pause, checkEvery))
 			if err := i.checkNode(ctx); err != nil {
 				return err
 			}
@@ -239,7 +244,7 @@ func (i *Identity) Run(ctx context.Context) error {
 		}
 		if err != nil {
 			i.problems.report(err, i.usable(), i.lapsed())
-			i.pause(ctx, wait.next())
+			retry.Wait(ctx) // RenewNow does not cut it short: whoever calls it has the same trouble
 			continue
 		}
 		i.problems.solved()
@@ -247,8 +252,8 @@ func (i *Identity) Run(ctx context.Context) error {
 	return nil
 }
 
-// pause waits, or until RenewNow is called.
-func (i *Identity) pause(ctx context.Context, d time.Duration) {
+// untilAsked waits, or until RenewNow is called.
+func (i *Identity) untilAsked(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -344,6 +349,10 @@ func (i *Identity) adopt(m *membership) error {
 		i.earlySoon = i.earliest
 	}
 	i.refused, i.renewSoon = false, false
+	select {
+	case <-i.renewed: // was asked for because of the certificate before this one
+	default:
+	}
 	i.problems.clock(m.certificate.Leaf, now)
 	return i.save()
 }

@@ -128,17 +128,3 @@ func FuzzParseMembership(f *testing.F) {
 		}
 	})
 }
-
-func TestBackoff(t *testing.T) {
-	var b backoff
-	for n := range 50 {
-		bound := min(2*minBackoff<<min(n, 20), maxBackoff)
-		if d := b.next(); d < minBackoff || d > bound {
-			t.Fatalf("wait %d is %v, it must be from %v to %v", n, d, minBackoff, bound)
-		}
-	}
-	b.reset()
-	if d := b.next(); d > 2*minBackoff {
-		t.Errorf("after a reset: %v", d)
-	}
-}

@@ -20,10 +20,12 @@ import (
 
 	"github.com/axion/runner-agent/agent/identity"
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/caller"
 	"github.com/axion/runner-agent/plane/enroll"
 	"github.com/axion/runner-agent/plane/registry"
 	"github.com/axion/runner-agent/plane/store"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/failurepb"
 	"github.com/axion/runner-agent/proto/jointoken"
 )
 
@@ -45,6 +47,7 @@ type plane struct {
 	mu      sync.Mutex
 	live    map[string]bool
 	serials []string // of the connections that opened a stream
+	opened  int      // streams, also those that were refused
 	broker  string
 	calls   int // of Provision: enrolments and renewals
 }
@@ -158,19 +161,25 @@ func (p *plane) used() (used uint32) {
 	return used
 }
 
-// runner answers each heartbeat on a stream with its sequence.
+// runner lets in agents whose certificates stand, welcomes whoever says hello, and answers each heartbeat on a stream with its sequence.
 type runner struct {
 	runnerv1.UnimplementedRunnerServer
 	plane *plane
 }
 
 func (r *runner) Connect(stream grpc.BidiStreamingServer[runnerv1.AgentMessage, runnerv1.PlaneMessage]) error {
-	caller, _ := peer.FromContext(stream.Context())
-	_, _, serial, err := ca.AgentFromTLS(caller.AuthInfo.(credentials.TLSInfo).State)
+	from, _ := peer.FromContext(stream.Context())
+	_, _, serial, err := ca.AgentFromTLS(from.AuthInfo.(credentials.TLSInfo).State)
 	if err != nil {
 		return err
 	}
+	_, _, refusal := caller.New(r.plane.registry, time.Now).Identify(stream.Context())
 	r.plane.mu.Lock()
+	r.plane.opened++
+	if refusal != nil {
+		r.plane.mu.Unlock()
+		return failurepb.Status(refusal)
+	}
 	r.plane.serials = append(r.plane.serials, serial)
 	r.plane.mu.Unlock()
 	for {
@@ -180,6 +189,12 @@ func (r *runner) Connect(stream grpc.BidiStreamingServer[runnerv1.AgentMessage, 
 		}
 		if err != nil {
 			return err
+		}
+		if msg.GetHello() != nil {
+			if err := stream.Send(&runnerv1.PlaneMessage{Message: &runnerv1.PlaneMessage_Welcome{Welcome: &runnerv1.Welcome{SessionId: serial}}}); err != nil {
+				return err
+			}
+			continue
 		}
 		ack := &runnerv1.HeartbeatAck{Sequence: msg.GetHeartbeat().GetSequence()}
 		if err := stream.Send(&runnerv1.PlaneMessage{Message: &runnerv1.PlaneMessage_HeartbeatAck{HeartbeatAck: ack}}); err != nil {
@@ -237,6 +252,7 @@ type host struct {
 	facts    *runnerv1.NodeFacts
 	nodeErr  error
 	token    string
+	reads    int // of the token
 	warnings map[string]string
 	titles   map[string]string
 }
@@ -263,6 +279,13 @@ func (h *host) setToken(text string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.token = text
+}
+
+// asked is how often the token was read.
+func (h *host) asked() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.reads
 }
 
 func (h *host) setFacts(change func(*runnerv1.NodeFacts)) {
@@ -319,6 +342,7 @@ func (h *host) open() *identity.Identity {
 		Token: func(context.Context) (string, error) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
+			h.reads++
 			if h.token == "" {
 				return "", os.ErrNotExist
 			}

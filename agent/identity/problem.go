@@ -34,6 +34,7 @@ var titles = map[string]string{
 	"engine_unreachable":     "The engine does not answer",
 	"plane_ca_mismatch":      "The plane has another CA than the join token names",
 	"plane_ca_unknown":       "The plane has another CA than the agent enrolled with",
+	"plane_no_tls":           "What answers is no plane",
 	"plane_wrong_name":       "The plane's certificate is for another name",
 	"plane_certificate_time": "The plane's certificate is not valid now",
 	"plane_unreachable":      "The plane cannot be reached",

@@ -24,7 +24,8 @@ import (
 type agent struct {
 	mu    sync.Mutex
 	log   bytes.Buffer
-	codes []string
+	codes []string        // all that were ever set
+	set   map[string]bool // those of now
 }
 
 func (a *agent) Write(p []byte) (int, error) {
@@ -43,9 +44,23 @@ func (a *agent) Set(code string, _ runnerv1.HealthSeverity, _, _ string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.codes = append(a.codes, code)
+	if a.set == nil {
+		a.set = map[string]bool{}
+	}
+	a.set[code] = true
 }
 
-func (a *agent) Clear(string) {}
+func (a *agent) Clear(code string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.set, code)
+}
+
+func (a *agent) is(code string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.set[code]
+}
 
 func (a *agent) warned() []string {
 	a.mu.Lock()
@@ -267,7 +282,7 @@ func TestSocketRefused(t *testing.T) {
 		"a file above":  {filepath.Join(file, "agent.sock"), "local_socket"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := New(Config{Socket: tc.path}, (&agent{}).deps()).Run(t.Context())
+			err := New(Config{Socket: tc.path}, (&agent{}).deps()).serve(t.Context())
 			if f := failure.Of(err); f == nil || f.Class != failure.Conflict || f.Code != tc.code || f.Object != tc.path {
 				t.Errorf("got %#v", err)
 			}
@@ -278,6 +293,62 @@ func TestSocketRefused(t *testing.T) {
 	}
 	if _, err := dial(t, taken).Status(t.Context()); err != nil {
 		t.Errorf("the other agent lost its socket: %v", err)
+	}
+}
+
+// TestSocketThatIsHadLater begins without its socket, and answers as soon as nothing is in the way any more.
+func TestSocketThatIsHadLater(t *testing.T) {
+	for name, block := range map[string]func(t *testing.T, path string) (unblock func()){
+		"another agent answers": func(t *testing.T, path string) func() {
+			_, stop := serve(t, Config{Socket: path})
+			return stop
+		},
+		"a file is in its place": func(t *testing.T, path string) func() {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return func() { os.Remove(path) }
+		},
+		"its folder cannot be made": func(t *testing.T, path string) func() {
+			folder := filepath.Dir(path)
+			if err := errors.Join(os.Remove(folder), os.WriteFile(folder, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			return func() { os.Remove(folder) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "axion", "agent.sock")
+			if err := os.Mkdir(filepath.Dir(path), 0o750); err != nil {
+				t.Fatal(err)
+			}
+			unblock := block(t, path)
+			a := &agent{}
+			s := New(Config{Socket: path}, a.deps())
+			s.retry = 10 * time.Millisecond
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan error, 1)
+			go func() { ended <- s.Run(ctx) }()
+			eventually(t, "the warning", func() bool { return a.is(warnSocket) })
+			unblock()
+			eventually(t, "the end of the warning", func() bool { return !a.is(warnSocket) })
+			if _, err := dial(t, path).Status(t.Context()); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			if err := <-ended; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it did not come: %s", what)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/axion/runner-agent/internal/backoff"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/failurepb"
@@ -25,6 +26,13 @@ const (
 	maxOpenLogs       = 32 // at once, of all connections
 	maxMessageBytes   = 16 << 20
 	maxHeaderListSize = 16 << 10
+)
+
+const (
+	// warnSocket is set while the socket cannot be had.
+	warnSocket = "local_socket"
+	// retryEvery is the wait before it is tried again.
+	retryEvery = 30 * time.Second
 )
 
 // Config says where the socket is.
@@ -63,48 +71,81 @@ type Server struct {
 	runnerv1.UnimplementedLocalServer
 	cfg      Config
 	deps     Deps
-	grpc     *grpc.Server
+	retry    time.Duration
 	logSlots chan struct{}
 }
 
 // New returns a server that does not listen yet.
 func New(cfg Config, deps Deps) *Server {
-	s := &Server{cfg: cfg, deps: deps, logSlots: make(chan struct{}, maxOpenLogs)}
-	s.grpc = grpc.NewServer(
-		grpc.Creds(peerCredentials{log: deps.Log}),
-		grpc.MaxRecvMsgSize(maxRequestBytes),
-		grpc.MaxHeaderListSize(maxHeaderListSize),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ConnectionTimeout(handshakeTimeout),
-	)
-	runnerv1.RegisterLocalServer(s.grpc, s)
-	return s
+	return &Server{cfg: cfg, deps: deps, retry: retryEvery, logSlots: make(chan struct{}, maxOpenLogs)}
 }
 
-// Run answers until ctx ends, then returns nil; calls that are running get a second to finish. It may be called once.
-// Failures: conflict local_socket_in_use if another agent answers there, local_socket if the socket cannot be made.
+// Run answers until ctx ends, then returns nil; calls that are running get a second to finish. A socket that cannot be had (another agent answers on it, the
+// folder is read-only) is no reason for a node to be without its agent: it is a warning, and tried again.
 func (s *Server) Run(ctx context.Context) error {
+	for said := ""; ; {
+		err := s.serve(ctx)
+		if ctx.Err() != nil {
+			s.deps.Warn.Clear(warnSocket)
+			return nil
+		}
+		if text := s.complain(err); text != said {
+			s.deps.Log.Warn("the local socket does not answer; it is tried again", "socket", s.cfg.Socket, "error", text, "retry_in", s.retry)
+			said = text
+		}
+		backoff.Sleep(ctx, s.retry)
+	}
+}
+
+// complain sets the warning that says why nobody can ask on this host, and returns its text.
+func (s *Server) complain(err error) string {
+	f := failure.Of(err)
+	text := f.Message
+	if f.Hint != "" {
+		text += "; " + f.Hint
+	}
+	s.deps.Warn.Set(warnSocket, runnerv1.HealthSeverity_HEALTH_SEVERITY_MEDIUM, "The local socket does not answer", text)
+	return text
+}
+
+// serve answers until ctx ends; then it returns nil. Failures: conflict local_socket_in_use if another agent answers there, local_socket if the socket cannot
+// be made.
+func (s *Server) serve(ctx context.Context) error {
 	l, err := listen(ctx, s.cfg, s.deps)
 	if err != nil {
 		return err
 	}
 	defer l.remove()
+	s.deps.Warn.Clear(warnSocket)
+	server := s.server()
 	stopped := make(chan error, 1)
-	go func() { stopped <- s.grpc.Serve(l) }()
+	go func() { stopped <- server.Serve(l) }()
 	select {
 	case err := <-stopped:
 		return err
 	case <-ctx.Done():
 	}
-	s.stop()
+	stop(server)
 	return <-stopped
 }
 
+func (s *Server) server() *grpc.Server {
+	server := grpc.NewServer(
+		grpc.Creds(peerCredentials{log: s.deps.Log}),
+		grpc.MaxRecvMsgSize(maxRequestBytes),
+		grpc.MaxHeaderListSize(maxHeaderListSize),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
+	)
+	runnerv1.RegisterLocalServer(server, s)
+	return server
+}
+
 // stop ends the calls, by force if they do not end by themselves: a log that is followed never does.
-func (s *Server) stop() {
-	force := time.AfterFunc(shutdownTimeout, s.grpc.Stop)
+func stop(server *grpc.Server) {
+	force := time.AfterFunc(shutdownTimeout, server.Stop)
 	defer force.Stop()
-	s.grpc.GracefulStop()
+	server.GracefulStop()
 }
 
 // GetStatus tells how the agent is.

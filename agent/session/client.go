@@ -12,6 +12,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/axion/runner-agent/internal/backoff"
 	"github.com/axion/runner-agent/proto/failure"
 )
 
@@ -20,7 +21,7 @@ type Client struct {
 	cfg     Config
 	deps    Deps
 	started time.Time
-	backoff backoff
+	pace    pace
 	state   state
 	count   counters
 }
@@ -38,7 +39,7 @@ func New(cfg Config, deps Deps) (*Client, error) {
 		cfg:     cfg,
 		deps:    deps,
 		started: deps.Now(),
-		backoff: backoff{min: t.BackoffMin, max: t.BackoffMax, healthyAfter: t.HealthyAfter, random: deps.Random},
+		pace:    pace{backoff: backoff.Backoff{First: t.BackoffMin, Max: t.BackoffMax, Random: deps.Random}, healthyAfter: t.HealthyAfter},
 		state:   state{notify: deps.OnState, changed: make(chan struct{})},
 	}, nil
 }
@@ -72,12 +73,15 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		wait := c.backoff.next(connectedFor, retryAfter(err, c.cfg.Timing.MaxRetryAfter))
+		wait := c.pace.next(connectedFor, retryAfter(err, c.cfg.Timing.MaxRetryAfter))
 		c.complain(err)
 		f := failure.Of(err)
+		if c.deps.Refused != nil && ofCertificate(f.Code) {
+			c.deps.Refused(f.Code)
+		}
 		c.deps.Log.Warn("session ended", "plane", c.cfg.Address, "code", f.Code, "error", f.Message,
 			"connected_for", connectedFor.Round(time.Millisecond), "retry_in", wait.Round(time.Millisecond))
-		sleep(ctx, wait)
+		backoff.Sleep(ctx, wait)
 	}
 	c.clearWarnings()
 	return nil
@@ -98,13 +102,4 @@ func (c *Client) once(ctx context.Context) (time.Duration, error) {
 	err = s.run(ctx)
 	c.state.setConnected(false)
 	return c.deps.Now().Sub(since), err
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }

@@ -149,6 +149,9 @@ type Deps struct {
 	Metrics MetricsSource
 	// OnState is told every change of Connected and ClusterTopicAllowed, one call after the other. It must not block. May be nil.
 	OnState func(connected, clusterTopicAllowed bool)
+	// Refused is told the failure's code each time that there is no session because of a certificate, the agent's or the plane's: certificate_revoked,
+	// certificate_expired, certificate_refused, agent_removed or plane_untrusted. It must not block. May be nil.
+	Refused func(code string)
 	Log     *slog.Logger
 	Warn    Warner
 	// Now is the clock; nil means time.Now.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/axion/runner-agent/internal/backoff"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 )
 
@@ -32,11 +33,11 @@ func (s *session) metrics() error {
 			s.client.deps.Log.Info("the plane takes no metrics")
 			return nil
 		case errors.As(err, &broken):
-			sleep(s.ctx, reasonGrace)
+			backoff.Sleep(s.ctx, reasonGrace)
 			return s.explain(broken.error)
 		}
 		s.client.deps.Log.Warn("the source of metrics failed", "error", err, "retry_in", s.client.cfg.Timing.MetricsRetry)
-		sleep(s.ctx, s.client.cfg.Timing.MetricsRetry)
+		backoff.Sleep(s.ctx, s.client.cfg.Timing.MetricsRetry)
 	}
 }
 

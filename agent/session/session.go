@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/axion/runner-agent/internal/handshake"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 )
@@ -21,7 +22,7 @@ type session struct {
 	conn    *grpc.ClientConn
 	rpc     runnerv1.RunnerClient
 	stream  runnerv1.Runner_ConnectClient
-	trust   handshakes
+	trust   handshake.Credentials
 	welcome *runnerv1.Welcome
 
 	ctx    context.Context
@@ -37,7 +38,7 @@ type session struct {
 
 // open dials the plane, says Hello and waits for Welcome.
 func (c *Client) open(ctx context.Context) (*session, error) {
-	trust := newHandshakes(c.deps.TLS())
+	trust := handshake.New(c.deps.TLS())
 	conn, err := grpc.NewClient(c.cfg.Address,
 		grpc.WithTransportCredentials(trust),
 		grpc.WithDisableServiceConfig(),
@@ -164,7 +165,7 @@ func (s *session) explain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return failure.New(failure.Unavailable, "plane_closed", s.client.cfg.Address, "the plane closed the session")
 	}
-	return s.trust.explain(s.client.cfg.Address, err)
+	return explainStatus(s.client.cfg.Address, err, s.trust.Err())
 }
 
 // read takes the plane's messages. It may wait for the writer; then the plane waits too, and the heart decides whether that is a broken session.

@@ -1,19 +1,15 @@
 package session
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
@@ -30,6 +26,19 @@ const (
 	// WarningRefused: the plane answers and does not want this agent.
 	WarningRefused = "plane_refused"
 )
+
+// certificateRefused is the failure's code when the plane's TLS refuses the agent's certificate.
+const certificateRefused = "certificate_refused"
+
+// ofCertificate says whether a failure's code means that a new certificate, or a new enrolment, may be the way out.
+func ofCertificate(code string) bool {
+	switch code {
+	case "certificate_revoked", "certificate_expired", "agent_removed", certificateRefused, WarningUntrusted:
+		return true
+	default:
+		return false
+	}
+}
 
 // complain sets the warning that says why there is no session.
 func (c *Client) complain(err error) {
@@ -60,40 +69,8 @@ func (c *Client) clearWarnings() {
 	}
 }
 
-// handshakes are TLS credentials that remember why the last handshake failed: gRPC keeps only the text.
-type handshakes struct {
-	credentials.TransportCredentials
-	last *lastError
-}
-
-type lastError struct {
-	mu  sync.Mutex
-	err error
-}
-
-func newHandshakes(cfg *tls.Config) handshakes {
-	return handshakes{TransportCredentials: credentials.NewTLS(cfg), last: &lastError{}}
-}
-
-// ClientHandshake does the TLS handshake.
-func (h handshakes) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secured, info, err := h.TransportCredentials.ClientHandshake(ctx, authority, conn)
-	h.last.mu.Lock()
-	h.last.err = err
-	h.last.mu.Unlock()
-	return secured, info, err
-}
-
-// Clone returns credentials that remember in the same place.
-func (h handshakes) Clone() credentials.TransportCredentials {
-	return handshakes{TransportCredentials: h.TransportCredentials.Clone(), last: h.last}
-}
-
-// explain makes a failure of what gRPC returned.
-func (h handshakes) explain(address string, err error) error {
-	h.last.mu.Lock()
-	shake := h.last.err
-	h.last.mu.Unlock()
+// explainStatus makes a failure of what gRPC returned and how the last handshake ended.
+func explainStatus(address string, err, shake error) error {
 	var untrusted *tls.CertificateVerificationError
 	if errors.As(shake, &untrusted) {
 		return failure.New(failure.Denied, WarningUntrusted, address, "%s: %w", untrustedSentence(address, untrusted.Err), untrusted.Err)
@@ -101,7 +78,7 @@ func (h handshakes) explain(address string, err error) error {
 	st, ok := status.FromError(err)
 	if ok && st.Code() == codes.Unavailable && strings.Contains(st.Message(), "remote error: tls:") {
 		// With TLS 1.3 the server's verdict on our certificate comes after the handshake, as an alert on the first read.
-		return failure.New(failure.Denied, "certificate_refused", address, "the agent's certificate is not accepted: %w", err)
+		return failure.New(failure.Denied, certificateRefused, address, "the agent's certificate is not accepted: %w", err)
 	}
 	return fromStatus(err)
 }

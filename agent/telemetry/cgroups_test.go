@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
@@ -200,4 +201,31 @@ func TestLimit(t *testing.T) {
 			t.Errorf("%d: got %d", bytes, got)
 		}
 	}
+}
+
+// FuzzPathsOf reads what /proc says about a process of a container: whatever it is, no path leads out of the tree or to another container's cgroup.
+func FuzzPathsOf(f *testing.F) {
+	const id = "0123456789abcdef"
+	for _, text := range []string{
+		"0::/system.slice/docker-" + id + ".scope\n",
+		"4:cpu,cpuacct:/docker/" + id + "\n3:memory:/docker/" + id + "\n0::/\n",
+		"0::/../docker-" + id + ".scope\n",
+		"0::/a/../../b/" + id + "\n",
+		"4:cpuacct:" + id,
+		"x", "::", "0::", "1:name=systemd:/\n",
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		proc := t.TempDir()
+		writeFile(t, filepath.Join(proc, "7", "cgroup"), text)
+		for _, controller := range []string{"", "cpuacct"} {
+			h := &hierarchy{root: "/nowhere", controller: controller, procRoot: proc}
+			for _, path := range h.pathsOf(id, 7) {
+				if !filepath.IsAbs(path) || path != filepath.Clean(path) || !strings.Contains(filepath.Base(path), id) {
+					t.Errorf("%q gives %q", text, path)
+				}
+			}
+		}
+	})
 }

@@ -314,14 +314,16 @@ func TestDoctorPlane(t *testing.T) {
 		verdict        string
 		text           string
 	}{
-		"good":         {plane(t, own.issue(t, "127.0.0.1", hour)), tokenFile(t, own), "ok ", "has the CA that the join token names"},
-		"another CA":   {plane(t, other.issue(t, "127.0.0.1", hour)), tokenFile(t, own), "fail ", "of another CA"},
-		"borrowed CA":  {plane(t, mixed), tokenFile(t, own), "fail ", "of another CA"},
-		"another name": {plane(t, own.issue(t, "127.0.0.2", hour)), tokenFile(t, own), "fail ", "for other names"},
-		"expired":      {plane(t, own.issue(t, "127.0.0.1", time.Now().Add(-time.Minute))), tokenFile(t, own), "fail ", "compare the clocks"},
-		"no token":     {plane(t, own.issue(t, "127.0.0.1", hour)), absent, "warn ", "cannot be judged"},
-		"nobody there": {closed, tokenFile(t, own), "fail ", "cannot be reached"},
-		"not TLS":      {text.Listener.Addr().String(), tokenFile(t, own), "fail ", "speaks no TLS 1.3"},
+		"good":                   {plane(t, own.issue(t, "127.0.0.1", hour)), tokenFile(t, own), "ok ", "has the CA that the join token names"},
+		"another CA":             {plane(t, other.issue(t, "127.0.0.1", hour)), tokenFile(t, own), "fail ", "has another CA"},
+		"borrowed CA":            {plane(t, mixed), tokenFile(t, own), "fail ", "has another CA"},
+		"another name":           {plane(t, own.issue(t, "127.0.0.2", hour)), tokenFile(t, own), "fail ", "is for another name"},
+		"expired":                {plane(t, own.issue(t, "127.0.0.1", time.Now().Add(-time.Minute))), tokenFile(t, own), "fail ", "compare the clocks"},
+		"no token":               {plane(t, own.issue(t, "127.0.0.1", hour)), absent, "warn ", "cannot be judged"},
+		"no token, another name": {plane(t, own.issue(t, "127.0.0.2", hour)), absent, "fail ", "is for another name"},
+		"no token, expired":      {plane(t, own.issue(t, "127.0.0.1", time.Now().Add(-time.Minute))), absent, "fail ", "compare the clocks"},
+		"nobody there":           {closed, tokenFile(t, own), "fail ", "cannot be reached"},
+		"not TLS":                {text.Listener.Addr().String(), tokenFile(t, own), "fail ", "speaks no TLS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			environ := []string{

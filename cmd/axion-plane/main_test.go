@@ -5,11 +5,13 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/axion/runner-agent/internal/variables"
 	"github.com/axion/runner-agent/proto/jointoken"
 )
 
@@ -116,6 +118,7 @@ func TestUsage(t *testing.T) {
 		"unknown flag":       {nil, []string{"--lissten", "x"}, exitUsage, "lissten"},
 		"unknown command":    {nil, []string{"srve"}, exitUsage, "srve"},
 		"unknown variable":   {[]string{"AXION_PLANE_LISSTEN=x"}, []string{"serve", data}, exitUsage, "AXION_PLANE_LISSTEN"},
+		"agent's, misspelt":  {[]string{"AXION_PLANE_ADRESS=x"}, []string{"serve", data}, exitUsage, "AXION_PLANE_ADRESS"},
 		"bad variable":       {[]string{"AXION_PLANE_CERTIFICATE_LIFE=long"}, []string{"serve", data}, exitUsage, "AXION_PLANE_CERTIFICATE_LIFE"},
 		"bad level":          {nil, []string{"serve", data, "--log-level", "loud"}, exitUsage, "loud"},
 		"bad format":         {nil, []string{"serve", data, "--log-format", "xml"}, exitUsage, "xml"},
@@ -135,6 +138,21 @@ func TestUsage(t *testing.T) {
 				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 			}
 		})
+	}
+}
+
+func TestVariables(t *testing.T) {
+	known := []string{passwordEnv}
+	for _, flag := range flagNames(newRoot(nil)) {
+		known = append(known, envPrefix+strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
+	}
+	slices.Sort(known)
+	if known = slices.Compact(known); !slices.Equal(known, variables.Plane()) {
+		t.Errorf("the agent must be told of these variables: %q; it is told of %q", known, variables.Plane())
+	}
+	// Those of an agent in the same environment are none of the plane's business.
+	if code, _, stderr := command(t, []string{"AXION_PLANE_ADDRESS=127.0.0.1:9443", "AXION_PLANE_TOKEN_FILE=/x"}, "version"); code != 0 {
+		t.Errorf("%d, %s", code, stderr)
 	}
 }
 

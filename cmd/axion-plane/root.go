@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/axion/runner-agent/internal/variables"
 	"github.com/axion/runner-agent/plane"
 	"github.com/axion/runner-agent/proto/version"
 )
@@ -100,6 +101,9 @@ func fromEnvironment(cmd *cobra.Command, environ []string) error {
 			continue
 		}
 		flag := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, envPrefix), "_", "-"))
+		if variables.OfAgent(name) {
+			continue // an agent shares the environment
+		}
 		if !slices.Contains(known, flag) {
 			return usageError{fmt.Errorf("environment variable %s belongs to no flag", name)}
 		}

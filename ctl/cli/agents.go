@@ -94,12 +94,18 @@ func agentState(agent *planev1.Agent) string {
 	return "disconnected"
 }
 
+// stillWelcome is what an operator who removes an agent must know.
+const stillWelcome = "if its agent goes on running, the node enrols again with its join token: revoke the token (axionctl token revoke) or take the node out of the Swarm"
+
 func (a *app) agentRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "rm AGENT",
 		Aliases: []string{"remove"},
 		Short:   "Revoke an agent's certificate and remove what belongs to it",
-		Long:    "Revoke an agent's certificate, end its session, and remove its access to Kafka and its command topic. It cannot be undone; the node may enrol anew.",
+		Long: `Revoke an agent's certificate, end its session, and remove its access to Kafka and its command topic. It cannot be undone.
+
+A node whose agent goes on running enrols again by itself, and gets the same id back, as long as its join token is not revoked. To keep it out, revoke
+the token (axionctl token revoke) or take the node out of the Swarm (docker node rm) first.`,
 		Example: "  axionctl agents rm a-3k9vbd1xw2p0c7mz",
 		Args:    named("AGENT"),
 		RunE: a.run(func(ctx context.Context, args []string) error {
@@ -107,6 +113,7 @@ func (a *app) agentRemoveCommand() *cobra.Command {
 				if _, err := plane.RemoveAgent(ctx, &planev1.RemoveAgentRequest{Id: args[0]}); err != nil {
 					return err
 				}
+				a.warn([]string{stillWelcome})
 				return a.done("removed", args[0])
 			})
 		}),

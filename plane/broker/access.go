@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"regexp"
@@ -239,27 +241,42 @@ func (b *Broker) ensureUser(ctx context.Context, agentID string) (*runnerv1.Sasl
 		return nil, nil
 	}
 	secret := password(b.cfg.Secret, agentID)
-	results, err := b.admin.AlterUserSCRAMs(ctx, nil, []kadm.UpsertSCRAM{
-		{User: agentID, Mechanism: kadm.ScramSha512, Iterations: scramIterations, Password: secret},
-	})
-	for _, result := range results {
-		err = errors.Join(err, result.Err)
-	}
-	if err != nil {
+	if err := b.setPassword(ctx, agentID, secret); err != nil {
 		return nil, fmt.Errorf("credentials of agent %s: %w", agentID, err)
 	}
 	return &runnerv1.SaslCredentials{Mechanism: runnerv1.SaslMechanism_SASL_MECHANISM_SCRAM_SHA_512, Username: agentID, Password: secret}, nil
 }
 
 func (b *Broker) removeUser(ctx context.Context, agentID string) error {
-	if !b.usesSCRAM() {
+	switch {
+	case !b.usesSCRAM():
 		return nil
+	case b.embedded == nil:
+		return b.lockUser(ctx, agentID)
 	}
 	results, err := b.admin.AlterUserSCRAMs(ctx, []kadm.DeleteSCRAM{{User: agentID, Mechanism: kadm.ScramSha512}}, nil)
 	for _, result := range results {
 		if !errors.Is(result.Err, kerr.ResourceNotFound) {
 			err = errors.Join(err, result.Err)
 		}
+	}
+	return err
+}
+
+// lockUser gives a user of a real Kafka a password that nobody knows. To delete it would be a danger to all others: a broker of Kafka up to 4.3 that starts
+// again and comes upon the record of a deletion may forget every user of the mechanism, the plane's own included (org.apache.kafka.image.ScramDelta, apply).
+func (b *Broker) lockUser(ctx context.Context, user string) error {
+	secret := make([]byte, sha256.Size)
+	_, _ = rand.Read(secret) // never fails
+	return b.setPassword(ctx, user, password(secret, user))
+}
+
+func (b *Broker) setPassword(ctx context.Context, user, secret string) error {
+	results, err := b.admin.AlterUserSCRAMs(ctx, nil, []kadm.UpsertSCRAM{
+		{User: user, Mechanism: kadm.ScramSha512, Iterations: scramIterations, Password: secret},
+	})
+	for _, result := range results {
+		err = errors.Join(err, result.Err)
 	}
 	return err
 }

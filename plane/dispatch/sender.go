@@ -30,6 +30,8 @@ const (
 // send owns the sending: one loop, one command at a time, oldest first.
 func (d *Dispatch) send(ctx context.Context) error {
 	cl, err := d.client(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.ProducerBatchMaxBytes(maxRecordBytes), kgo.RecordDeliveryTimeout(produceTimeout),
+		// Else neither the timeout nor the plane's end would stop the wait for a broker that took a record and does not answer. A command may arrive twice.
+		kgo.AllowIdempotentProduceCancellation(),
 		kgo.UnknownTopicRetries(unknownTopicRetries))
 	if err != nil {
 		return err

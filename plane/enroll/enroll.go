@@ -9,12 +9,11 @@ import (
 	"log/slog"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/caller"
 	"github.com/axion/runner-agent/plane/registry"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
@@ -36,10 +35,9 @@ type Authority interface {
 
 // Registry decides and remembers; registry.Registry is one.
 type Registry interface {
+	caller.Registry
 	Enrol(ctx context.Context, p registry.EnrolParams) (registry.Enrolment, error)
 	RecordCertificate(ctx context.Context, c registry.Certificate) error
-	Agent(ctx context.Context, id string) (registry.Agent, error)
-	Revoked(ctx context.Context, serial string) (bool, error)
 }
 
 // Kafka makes an agent's topics, groups, ACLs and credentials, or finds them made.
@@ -71,6 +69,7 @@ type Server struct {
 	runnerv1.UnimplementedEnrollmentServer
 	cfg      Config
 	deps     Deps
+	callers  *caller.Agents
 	failures *limiter
 }
 
@@ -85,7 +84,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	return &Server{cfg: cfg, deps: deps, failures: newLimiter(deps.Now)}, nil
+	return &Server{cfg: cfg, deps: deps, callers: caller.New(deps.Registry, deps.Now), failures: newLimiter(deps.Now)}, nil
 }
 
 // Enroll lets an agent in with a join token.
@@ -167,7 +166,7 @@ func (s *Server) Renew(ctx context.Context, req *runnerv1.RenewRequest) (*runner
 }
 
 func (s *Server) renew(ctx context.Context, req *runnerv1.RenewRequest) (*runnerv1.RenewResponse, error) {
-	clusterID, agentID, err := s.caller(ctx)
+	clusterID, agentID, err := s.callers.Identify(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -182,35 +181,6 @@ func (s *Server) renew(ctx context.Context, req *runnerv1.RenewRequest) (*runner
 		Kafka:          kafka,
 		NotAfter:       timestamppb.New(issued.NotAfter),
 	}, nil
-}
-
-// caller returns the agent whose certificate the connection was made with, if it still stands.
-func (s *Server) caller(ctx context.Context) (clusterID, agentID string, err error) {
-	p, _ := peer.FromContext(ctx)
-	var info credentials.TLSInfo
-	if p != nil {
-		info, _ = p.AuthInfo.(credentials.TLSInfo)
-	}
-	clusterID, agentID, serial, err := ca.AgentFromTLS(info.State)
-	if err != nil {
-		return "", "", err
-	}
-	if end := info.State.PeerCertificates[0].NotAfter; !s.deps.Now().Before(end) { // it may have ended since the handshake
-		return "", "", failure.New(failure.Denied, "certificate_expired", agentID, "the certificate of agent %s ended on %s", agentID, end.Format(time.RFC3339))
-	}
-	revoked, err := s.deps.Registry.Revoked(ctx, serial)
-	if err != nil {
-		return "", "", err
-	}
-	agent, err := s.deps.Registry.Agent(ctx, agentID)
-	if f := failure.Of(err); f != nil && f.Code != "no_such_agent" {
-		return "", "", err
-	}
-	if revoked || err != nil || agent.Removed || agent.ClusterID != clusterID {
-		return "", "", failure.New(failure.Denied, "certificate_revoked", agentID, "the certificate of agent %s was revoked", agentID).
-			WithHint("the agent enrols again with its join token, if that is still good")
-	}
-	return clusterID, agentID, nil
 }
 
 // equip makes what an agent that was let in needs: a recorded certificate and access to Kafka. Doing it again is harmless.

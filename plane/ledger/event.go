@@ -333,3 +333,18 @@ func (l *Ledger) Positions(ctx context.Context) (oldest, last uint64, err error)
 	}
 	return oldest, last, nil
 }
+
+// Forgotten reports whether events behind that position are no longer kept that may have been the cluster's (any cluster's, if it is empty). Positions have no
+// gaps but those of forgotten events, and a cluster's oldest are forgotten first, so it can only have lost what was before its oldest that is kept.
+func (l *Ledger) Forgotten(ctx context.Context, clusterID string, after uint64) (forgotten bool, err error) {
+	query, args := `SELECT (SELECT last FROM event_position) - $1 > (SELECT COUNT(*) FROM events WHERE position > $1)`, []any{int64(after)}
+	if clusterID != "" {
+		query = `SELECT first.position - 1 - $1 > (SELECT COUNT(*) FROM events WHERE position > $1 AND position < first.position) FROM
+			(SELECT COALESCE(MIN(position), (SELECT last + 1 FROM event_position)) AS position FROM events WHERE cluster_id = $2) AS first`
+		args = append(args, clusterID)
+	}
+	if err := l.db.QueryRowContext(ctx, query, args...).Scan(&forgotten); err != nil {
+		return false, fmt.Errorf("look for forgotten events: %w", err)
+	}
+	return forgotten, nil
+}

@@ -25,6 +25,9 @@ const (
 	DefaultMaxEvents = 200_000
 	// DefaultMaxEventBytes is how much data the kept events hold.
 	DefaultMaxEventBytes = 1 << 30
+	// DefaultMaxClusterEvents and DefaultMaxClusterEventBytes are the same for one cluster: a quarter, so that a flood in one does not push out the others'.
+	DefaultMaxClusterEvents     = DefaultMaxEvents / 4
+	DefaultMaxClusterEventBytes = DefaultMaxEventBytes / 4
 	// DefaultEventAge is how long events are kept.
 	DefaultEventAge = 14 * 24 * time.Hour
 	// DefaultCommandAge is how long closed commands are kept. It must be longer than the longest time to live and the retention of the command topics,
@@ -42,6 +45,9 @@ type Config struct {
 	MaxEvents int
 	// MaxEventBytes is how much data the kept events hold; the oldest go first.
 	MaxEventBytes int64
+	// MaxClusterEvents and MaxClusterEventBytes are the same for one cluster's events; its oldest go first, before those of others.
+	MaxClusterEvents     int
+	MaxClusterEventBytes int64
 	// EventAge is how long events are kept.
 	EventAge time.Duration
 	// CommandAge is how long closed commands are kept.
@@ -70,6 +76,12 @@ func New(cfg Config, db *store.DB, now func() time.Time) *Ledger {
 	}
 	if cfg.MaxEventBytes <= 0 {
 		cfg.MaxEventBytes = DefaultMaxEventBytes
+	}
+	if cfg.MaxClusterEvents <= 0 {
+		cfg.MaxClusterEvents = DefaultMaxClusterEvents
+	}
+	if cfg.MaxClusterEventBytes <= 0 {
+		cfg.MaxClusterEventBytes = DefaultMaxClusterEventBytes
 	}
 	if cfg.EventAge <= 0 {
 		cfg.EventAge = DefaultEventAge
@@ -114,19 +126,24 @@ func (l *Ledger) announceCommands() {
 	l.pending = make(chan struct{})
 }
 
-// Prune forgets what is older than the bounds allow: events by age, number and size, closed commands by age. Open commands and generations stay.
+// Prune forgets what is older than the bounds allow: events by age, number and size (of a cluster first, then of all), closed commands by age. Open commands and generations stay.
 func (l *Ledger) Prune(ctx context.Context) error {
 	now := l.now()
 	return l.db.Tx(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE stored_at < $1`, now.Add(-l.cfg.EventAge).UnixNano()); err != nil {
 			return fmt.Errorf("forget old events: %w", err)
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE position <= (SELECT last FROM event_position) - $1`, l.cfg.MaxEvents); err != nil {
-			return fmt.Errorf("forget surplus events: %w", err)
+		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE position IN (SELECT position FROM
+			(SELECT position, ROW_NUMBER() OVER newest AS number, SUM(LENGTH(data)) OVER newest AS total
+				FROM events WINDOW newest AS (PARTITION BY cluster_id ORDER BY position DESC)) AS counted
+			WHERE number > $1 OR total > $2)`, l.cfg.MaxClusterEvents, l.cfg.MaxClusterEventBytes); err != nil {
+			return fmt.Errorf("forget surplus events of clusters: %w", err)
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE position <= (SELECT COALESCE(MAX(position), 0) FROM
-			(SELECT position, SUM(LENGTH(data)) OVER (ORDER BY position DESC) AS total FROM events) AS sizes WHERE total > $1)`, l.cfg.MaxEventBytes); err != nil {
-			return fmt.Errorf("forget events for their size: %w", err)
+			(SELECT position, ROW_NUMBER() OVER newest AS number, SUM(LENGTH(data)) OVER newest AS total
+				FROM events WINDOW newest AS (ORDER BY position DESC)) AS counted
+			WHERE number > $1 OR total > $2)`, l.cfg.MaxEvents, l.cfg.MaxEventBytes); err != nil {
+			return fmt.Errorf("forget surplus events: %w", err)
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM commands WHERE closed_at < $1`, now.Add(-l.cfg.CommandAge).UnixNano()); err != nil {
 			return fmt.Errorf("forget old commands: %w", err)

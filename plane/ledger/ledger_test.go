@@ -485,6 +485,80 @@ func TestPruneBySize(t *testing.T) {
 	}
 }
 
+func TestFloodOfOneClusterLeavesTheOthers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cfg  Config
+		kept []uint64
+	}{
+		"by number":                    {Config{MaxClusterEvents: 3}, []uint64{1, 2, 10, 11, 12}},
+		"by size":                      {Config{MaxClusterEventBytes: 2500}, []uint64{1, 2, 11, 12}},
+		"by number of all, afterwards": {Config{MaxClusterEvents: 3, MaxEvents: 4}, []uint64{2, 10, 11, 12}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, _ := open(t, tc.cfg)
+			for i := range 12 {
+				notice := &runnerv1.Notice{Text: string(make([]byte, 1000))}
+				e := event(t, "c", &runnerv1.CommandProgress{Sequence: uint64(i), Step: &runnerv1.CommandProgress_Notice{Notice: notice}})
+				e.ClusterID = "flooded"
+				if i < 2 {
+					e.ClusterID = "quiet"
+				}
+				keep(t, l, e)
+			}
+			if err := l.Prune(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			list, err := l.Events(t.Context(), Filter{Limit: 100})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kept []uint64
+			for _, e := range list {
+				kept = append(kept, e.Position)
+			}
+			if !slices.Equal(kept, tc.kept) {
+				t.Errorf("kept %v, want %v", kept, tc.kept)
+			}
+		})
+	}
+}
+
+func TestForgotten(t *testing.T) {
+	l, _ := open(t, Config{MaxClusterEvents: 2})
+	for i, cluster := range []string{"quiet", "flooded", "flooded", "flooded", "flooded", "quiet"} {
+		e := event(t, "c", &runnerv1.CommandProgress{Sequence: uint64(i)})
+		e.ClusterID = cluster
+		keep(t, l, e)
+	}
+	if err := l.Prune(t.Context()); err != nil { // forgets 2 and 3
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		cluster string
+		after   uint64
+		want    bool
+	}{
+		{"", 0, true},
+		{"", 1, true},
+		{"", 2, true},
+		{"", 3, false},
+		{"", 6, false},
+		{"", 99, false},
+		{"flooded", 1, true},
+		{"flooded", 3, false},
+		{"flooded", 6, false},
+		{"quiet", 0, false},
+		{"quiet", 1, false},
+		{"quiet", 99, false},
+		{"unknown", 0, true}, // may have been there
+		{"unknown", 3, false},
+	} {
+		if got, err := l.Forgotten(t.Context(), tc.cluster, tc.after); err != nil || got != tc.want {
+			t.Errorf("cluster %q after %d: %v, %v", tc.cluster, tc.after, got, err)
+		}
+	}
+}
+
 func TestSendingTimes(t *testing.T) {
 	l, c := open(t, Config{})
 	if send, overdue, err := l.Next(t.Context()); err != nil || !send.IsZero() || !overdue.IsZero() {

@@ -68,6 +68,7 @@ type Ledger interface {
 	Command(ctx context.Context, id string) (ledger.Command, error)
 	Events(ctx context.Context, f ledger.Filter) ([]ledger.Event, error)
 	Positions(ctx context.Context) (oldest, last uint64, err error)
+	Forgotten(ctx context.Context, clusterID string, after uint64) (bool, error)
 	EventsChanged() <-chan struct{}
 }
 

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -224,6 +225,11 @@ func (p *plane) submit(req *planev1.SubmitCommandRequest) *planev1.SubmitCommand
 
 func (p *plane) keep(causation string, msgs ...proto.Message) {
 	p.t.Helper()
+	p.keepOf("prod", causation, msgs...)
+}
+
+func (p *plane) keepOf(clusterID, causation string, msgs ...proto.Message) {
+	p.t.Helper()
 	for _, msg := range msgs {
 		e, err := envelope.New("/agents/a-1", msg, time.Now())
 		if err != nil {
@@ -233,7 +239,7 @@ func (p *plane) keep(causation string, msgs ...proto.Message) {
 		if _, ok := msg.(*runnerv1.CommandOutcome); ok {
 			e.ID = envelope.OutcomeID(causation)
 		}
-		if _, err := p.ledger.Store(p.t.Context(), []ledger.NewEvent{{Envelope: e, Message: msg, ClusterID: "prod", AgentID: "a-1"}}, nil); err != nil {
+		if _, err := p.ledger.Store(p.t.Context(), []ledger.NewEvent{{Envelope: e, Message: msg, ClusterID: clusterID, AgentID: "a-1"}}, nil); err != nil {
 			p.t.Fatal(err)
 		}
 	}
@@ -613,6 +619,29 @@ func TestWatchTellsOfForgottenEvents(t *testing.T) {
 	_, err := p.watch(&planev1.WatchEventsRequest{After: 1}).Recv()
 	if codeOf(err) != "events_forgotten" {
 		t.Errorf("from a forgotten position: %v", err)
+	}
+}
+
+func TestWatchTellsOfEventsThatOneClusterHasLost(t *testing.T) {
+	p := start(t, ledger.Config{MaxClusterEvents: 2})
+	p.keepOf("blog", "c", &runnerv1.CommandReceived{}) // position 1
+	p.keep("c", &runnerv1.CommandReceived{}, &runnerv1.CommandProgress{}, &runnerv1.CommandProgress{}, &runnerv1.CommandProgress{})
+	if err := p.ledger.Prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, p.watch(&planev1.WatchEventsRequest{}), 0); !slices.Equal(got, []uint64{1, 4, 5}) {
+		t.Errorf("from the beginning: %v", got)
+	}
+	if got := read(t, p.watch(&planev1.WatchEventsRequest{After: 3}), 0); !slices.Equal(got, []uint64{4, 5}) {
+		t.Errorf("from behind what was forgotten: %v", got)
+	}
+	for name, req := range map[string]*planev1.WatchEventsRequest{
+		"all clusters":               {After: 1},
+		"the cluster that lost some": {After: 1, ClusterId: "prod"},
+	} {
+		if _, err := p.watch(req).Recv(); codeOf(err) != "events_forgotten" {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -38,7 +38,7 @@ func (s *Server) watch(ctx context.Context, req *planev1.WatchEventsRequest, sen
 		w.after = last
 	}
 	if w.after == 0 {
-		w.after = oldest - 1 // what was forgotten before the beginning is no loss
+		w.after, w.whole = oldest-1, last // what was forgotten before the beginning is no loss
 	}
 	if err := w.checkCommand(ctx); err != nil {
 		return err
@@ -69,6 +69,7 @@ type watcher struct {
 	req    *planev1.WatchEventsRequest
 	send   func(*planev1.EventRecord) error
 	after  uint64 // position of the last event that was sent or passed over
+	whole  uint64 // behind this position nothing had been forgotten when the call began
 }
 
 // checkCommand refuses to watch a command of which nothing is known: it would wait for ever. A command that was sent by hand is known by its events.
@@ -148,7 +149,14 @@ func (w *watcher) checkNotTooSlow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if w.after+1 < oldest {
+	forgotten := w.after+1 < oldest
+	if !forgotten {
+		forgotten, err = w.server.deps.Ledger.Forgotten(ctx, w.req.GetClusterId(), max(w.after, w.whole))
+		if err != nil {
+			return err
+		}
+	}
+	if forgotten {
 		return failure.New(failure.Unavailable, "events_forgotten", "", "events after position %d are no longer kept; the oldest has position %d", w.after, oldest).
 			WithHint("begin again without a position, and read faster")
 	}

@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
@@ -91,7 +92,11 @@ func (r *Registry) Agents(ctx context.Context, clusterID string) ([]Agent, error
 	return collect(rows, scanAgent)
 }
 
-// Touch notes that the agent was heard of now. facts and version, if given, replace what is known. Failures: invalid no_such_agent, bad_node_facts;
+// touchEvery is how old the note of when an agent was heard may get before it is written anew: each write waits for the disk, and a fleet that comes back all
+// at once must not wait for a thousand of them.
+const touchEvery = 30 * time.Second
+
+// Touch notes that the agent was heard of now, to within 30 s. facts and version, if given, replace what is known. Failures: invalid no_such_agent, bad_node_facts;
 // denied agent_removed; conflict node_mismatch and swarm_mismatch, if the agent speaks for another node or Swarm than the one that it enrolled for.
 func (r *Registry) Touch(ctx context.Context, id string, facts *runnerv1.NodeFacts, version string) error {
 	if facts != nil {
@@ -118,11 +123,15 @@ func (r *Registry) Touch(ctx context.Context, id string, facts *runnerv1.NodeFac
 		if version == "" {
 			version = agent.Version
 		}
+		now := r.now()
+		if age := now.Sub(agent.LastSeen); age >= 0 && age < touchEvery && version == agent.Version && proto.Equal(facts, agent.Facts) {
+			return nil
+		}
 		text, err := protojson.Marshal(facts)
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE agents SET last_seen = $1, facts = $2, version = $3 WHERE id = $4`, r.now().UnixNano(), string(text), version, id)
+		_, err = tx.ExecContext(ctx, `UPDATE agents SET last_seen = $1, facts = $2, version = $3 WHERE id = $4`, now.UnixNano(), string(text), version, id)
 		return err
 	})
 }

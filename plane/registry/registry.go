@@ -16,6 +16,7 @@ import (
 	"database/sql"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,7 +74,14 @@ var idPattern = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
 // agentPrefix begins each agent's id and no cluster's, so that the topics of agents and clusters cannot meet.
 const agentPrefix = "a-"
 
+// reservedIDs are the last parts of the names of topics that are nobody's own (runner.events, runner.commands.dlq).
+var reservedIDs = []string{"dlq", "events"}
+
 func checkClusterID(id string) error {
+	if slices.Contains(reservedIDs, id) {
+		return failure.New(failure.Invalid, "bad_cluster_id", id, "cluster id %q is the name of a topic of the plane's own", id).
+			WithHint("choose another id for the cluster")
+	}
 	if !idPattern.MatchString(id) || strings.HasPrefix(id, agentPrefix) {
 		return failure.New(failure.Invalid, "bad_cluster_id", id, "cluster id %q is not [a-z0-9-]{1,40}, or it begins with %q", cut(id), agentPrefix)
 	}

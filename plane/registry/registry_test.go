@@ -541,6 +541,44 @@ func TestTouchAndCertificateEnd(t *testing.T) {
 	}
 }
 
+func TestTouchWritesOnlyWhatIsNew(t *testing.T) {
+	p := newPlane(t)
+	m := manager(t, "node1")
+	e := p.mustEnrol(p.token(1), m)
+	changed := m.facts()
+	changed.EngineVersion = "28.5.2"
+	noted := p.time // by the enrolment
+	for _, step := range []struct {
+		name    string
+		after   time.Duration
+		facts   *runnerv1.NodeFacts
+		version string
+		note    bool
+	}{
+		{"soon, nothing new", 29 * time.Second, m.facts(), "1.2.3", false},
+		{"soon, nothing told", 0, nil, "", false},
+		{"later", time.Second, m.facts(), "1.2.3", true},
+		{"soon, other facts", time.Second, changed, "1.2.3", true},
+		{"soon, another version", time.Second, changed, "1.2.4", true},
+		{"later, nothing told", 30 * time.Second, nil, "", true},
+		{"the clock went back", -time.Hour, nil, "", true},
+	} {
+		p.time = p.time.Add(step.after)
+		if err := p.Touch(t.Context(), e.ID, step.facts, step.version); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if step.note {
+			noted = p.time
+		}
+		if a, err := p.Agent(t.Context(), e.ID); err != nil || !a.LastSeen.Equal(noted) {
+			t.Errorf("%s: seen at %v, want %v; %v", step.name, a.LastSeen, noted, err)
+		}
+	}
+	if a, _ := p.Agent(t.Context(), e.ID); a.Version != "1.2.4" || a.Facts.GetEngineVersion() != "28.5.2" {
+		t.Errorf("got %+v", a)
+	}
+}
+
 func TestTokens(t *testing.T) {
 	p := newPlane(t)
 	for name, tc := range map[string]struct {
@@ -552,6 +590,8 @@ func TestTokens(t *testing.T) {
 		"no cluster":           {"", 0, 0, "bad_cluster_id"},
 		"upper case":           {"Shop", 0, 0, "bad_cluster_id"},
 		"like an agent":        {"a-shop", 0, 0, "bad_cluster_id"},
+		"topic of the plane":   {"dlq", 0, 0, "bad_cluster_id"},
+		"events":               {"events", 0, 0, "bad_cluster_id"},
 		"too long":             {strings.Repeat("x", 41), 0, 0, "bad_cluster_id"},
 		"too short a life":     {"shop", time.Second, 0, "bad_token_ttl"},
 		"too long a life":      {"shop", 31 * 24 * time.Hour, 0, "bad_token_ttl"},

@@ -51,3 +51,20 @@ func TestCutKeepsCharacters(t *testing.T) {
 		t.Errorf("%d bytes, valid %v", len(p.GetMessage()), utf8.ValidString(p.GetMessage()))
 	}
 }
+
+// FuzzFromError sends texts that somebody else wrote (an engine, a registry, a compose file): they must fit into the contract and come back.
+func FuzzFromError(f *testing.F) {
+	f.Add("no_such_stack", "nothing found in stack: shop", "shop", "look at the list")
+	f.Add("", "\xff\xfe", strings.Repeat("ü", 3000), strings.Repeat("\U0001F600", 300))
+	f.Fuzz(func(t *testing.T, code, message, object, hint string) {
+		p := FromError(&failure.Error{Class: failure.Conflict, Code: code, Message: message, Object: object, Hint: hint})
+		for text, most := range map[string]int{p.GetCode(): maxCode, p.GetMessage(): maxText, p.GetObject(): maxText, p.GetHint(): maxHint} {
+			if len(text) > most || !utf8.ValidString(text) {
+				t.Errorf("%d bytes of %d, %q", len(text), most, text)
+			}
+		}
+		if got := failure.Of(FromStatus(Status(ToError(p)))); got.Class != failure.Conflict || got.Code != p.GetCode() || got.Message != p.GetMessage() || got.Hint != p.GetHint() {
+			t.Errorf("came back as %#v", got)
+		}
+	})
+}

@@ -5,50 +5,30 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/axion/runner-agent/internal/backoff"
 )
 
-func TestBackoff(t *testing.T) {
+func TestPace(t *testing.T) {
 	type step struct {
 		connectedFor, hint, want time.Duration
 	}
-	for name, tc := range map[string]struct {
-		random float64
-		steps  []step
-	}{
-		"doubles up to the bound": {1, []step{
-			{0, 0, 100 * time.Millisecond},
-			{0, 0, 200 * time.Millisecond},
-			{0, 0, 400 * time.Millisecond},
-			{0, 0, 800 * time.Millisecond},
-			{0, 0, 1600 * time.Millisecond},
-			{0, 0, 3200 * time.Millisecond},
-			{0, 0, 6400 * time.Millisecond},
-			{0, 0, 12800 * time.Millisecond},
-			{0, 0, 25600 * time.Millisecond},
-			{0, 0, 51200 * time.Millisecond},
-			{0, 0, time.Minute},
-			{0, 0, time.Minute},
-		}},
-		"full jitter reaches down to nothing": {0, []step{{0, 0, 0}, {0, 0, 0}}},
-		"full jitter is a part of the ceiling": {0.25, []step{
-			{0, 0, 25 * time.Millisecond},
-			{0, 0, 50 * time.Millisecond},
-		}},
-		"a short session does not begin anew": {1, []step{
+	for name, steps := range map[string][]step{
+		"a short session does not begin anew": {
 			{0, 0, 100 * time.Millisecond},
 			{59 * time.Second, 0, 200 * time.Millisecond},
 			{time.Minute, 0, 100 * time.Millisecond},
 			{time.Second, 0, 200 * time.Millisecond},
-		}},
-		"a hint is the least": {1, []step{
+		},
+		"a hint is the least": {
 			{0, time.Second, time.Second},
 			{0, time.Millisecond, 200 * time.Millisecond},
-		}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := backoff{min: 100 * time.Millisecond, max: time.Minute, healthyAfter: time.Minute, random: func() float64 { return tc.random }}
-			for i, s := range tc.steps {
-				if got := b.next(s.connectedFor, s.hint); got != s.want {
+			p := pace{backoff: backoff.Backoff{First: 100 * time.Millisecond, Max: time.Minute, Random: func() float64 { return 1 }}, healthyAfter: time.Minute}
+			for i, s := range steps {
+				if got := p.next(s.connectedFor, s.hint); got != s.want {
 					t.Fatalf("wait %d is %s, want %s", i+1, got, s.want)
 				}
 			}
