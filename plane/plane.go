@@ -23,6 +23,7 @@ import (
 	"github.com/axion/runner-agent/internal/supervise"
 	"github.com/axion/runner-agent/plane/broker"
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/deadletters"
 	"github.com/axion/runner-agent/plane/dispatch"
 	"github.com/axion/runner-agent/plane/enroll"
 	"github.com/axion/runner-agent/plane/fleet"
@@ -129,6 +130,7 @@ type parts struct {
 	access      *access
 	fleet       *fleet.Fleet
 	dispatch    *dispatch.Dispatch
+	letters     *deadletters.Letters
 	generations *generations
 	operator    *operator.Server
 	server      *grpc.Server
@@ -174,6 +176,11 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 	}); err != nil {
 		return nil, err
 	}
+	if x.letters, err = deadletters.New(deadletters.Config{Topic: broker.DLQTopic}, deadletters.Deps{
+		DB: db, Directory: directory{reg}, ClientOpts: x.broker.ClientOpts, Log: p.component("deadletters"), Now: p.now,
+	}); err != nil {
+		return nil, err
+	}
 	return x, p.serveAll(x, authority, reg, led, who, serverTLS, operators)
 }
 
@@ -190,7 +197,7 @@ func (p *Plane) serveAll(x *parts, authority *ca.CA, reg *registry.Registry, led
 	}
 	x.operator, err = operator.New(operator.Config{
 		Token: operators.Token, CAHash: [sha256.Size]byte(authority.Hash()), CommandTopic: broker.CommandTopic,
-	}, operator.Deps{Registry: reg, Fleet: x.fleet, Kafka: x.access, Ledger: led, Log: p.component("operator")})
+	}, operator.Deps{Registry: reg, Fleet: x.fleet, Kafka: x.access, Ledger: led, Letters: x.letters, Log: p.component("operator")})
 	if err != nil {
 		return err
 	}
@@ -219,6 +226,7 @@ func (x *parts) start(ctx context.Context, s *supervise.Supervisor) {
 	s.Start(ctx, "broker", stopBroker, x.broker.Run)
 	s.Start(ctx, "access", stopLoop, x.access.run)
 	s.Start(ctx, "dispatch", stopLoop, x.access.afterTopics(x.dispatch.Run))
+	s.Start(ctx, "deadletters", stopLoop, x.access.afterTopics(x.letters.Run))
 	s.Start(ctx, "server", stopServer, func(ctx context.Context) error { return serve(ctx, x.server, x.listener) })
 	s.Start(ctx, "operator", stopLoop, x.operator.Run)
 	s.Start(ctx, "fleet", stopFleet, x.fleet.Run)

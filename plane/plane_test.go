@@ -28,6 +28,7 @@ import (
 	"github.com/axion/runner-agent/plane"
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/deadletter"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/failurepb"
@@ -353,6 +354,57 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 	}
 	if events := w.watch(operator, second.GetCommandId()); len(events) != 1 {
 		t.Errorf("%v", events)
+	}
+}
+
+func TestADeadLetterIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	operator, id := w.operator(), w.enrol("prod", "n1")
+	client := w.kafka(id, id.Kafka().GetAgentTopic())
+	original, err := envelope.New("/people/me", &runnerv1.ServiceScale{Service: "shop_web", Replicas: 2}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	give := func(agentID string) {
+		r := &kgo.Record{Topic: id.Kafka().GetDlqTopic(), Key: []byte("shop"), Value: original.Data}
+		for _, h := range (deadletter.Notice{AgentID: agentID, Topic: id.Kafka().GetAgentTopic(), Code: "unknown_type"}).Headers(original.Headers()) {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(id.AgentID())
+	give("a-0000000000000000")
+	var letters []*planev1.DeadLetter
+	for deadline := time.Now().Add(patience); len(letters) < 2; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("got %v", letters)
+		}
+		list, err := operator.ListDeadLetters(t.Context(), &planev1.ListDeadLettersRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		letters = list.GetLetters()
+	}
+	forged, honest := letters[0], letters[1]
+	if forged.GetVerified() || !honest.GetVerified() || honest.GetClusterId() != "prod" || honest.GetAgentId() != id.AgentID() {
+		t.Errorf("got %v", letters)
+	}
+	if _, err := operator.ReplayDeadLetter(t.Context(), &planev1.ReplayDeadLetterRequest{Id: honest.GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	got, msg := w.receive(client)
+	if got.ID != original.ID || msg.(*runnerv1.ServiceScale).GetReplicas() != 2 {
+		t.Errorf("got %+v", got)
+	}
+	if _, err := operator.RemoveAgent(t.Context(), &planev1.RemoveAgentRequest{Id: id.AgentID()}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = operator.ReplayDeadLetter(t.Context(), &planev1.ReplayDeadLetterRequest{Id: forged.GetId(), AllowUnverified: true})
+	if f := failure.Of(failurepb.FromStatus(err)); f == nil || f.Code != "no_command_topic" {
+		t.Errorf("to the topic of an agent that was removed: %v", err)
 	}
 }
 

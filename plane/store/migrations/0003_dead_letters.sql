@@ -20,9 +20,6 @@ CREATE TABLE dead_letters (
   topic           TEXT NOT NULL,
   topic_partition INTEGER NOT NULL,
   topic_offset    BIGINT NOT NULL,
-  record_key      BYTEA,                      -- NULL: it had none
-  headers         BYTEA NOT NULL,             -- JSON, the original ones
-  value           BYTEA,                      -- NULL: it had none
   size            BIGINT NOT NULL,            -- bytes of key, headers and value
   value_size      BIGINT NOT NULL,
   type            TEXT NOT NULL,              -- what the headers say, as far as it can be printed
@@ -33,7 +30,11 @@ CREATE TABLE dead_letters (
   attempts        BIGINT NOT NULL,            -- how often it was given up
   first_at        BIGINT NOT NULL,
   last_at         BIGINT NOT NULL,
-  replayed_at     BIGINT NOT NULL
+  replayed_at     BIGINT NOT NULL,            -- 0: not yet
+  -- Large columns last, so that the others are read without them.
+  record_key      BYTEA,                      -- NULL: it had none
+  headers         BYTEA NOT NULL,             -- JSON, the original ones
+  value           BYTEA                       -- NULL: it had none
 );
 CREATE INDEX dead_letters_agent ON dead_letters (agent_id, id);
 CREATE INDEX dead_letters_cluster ON dead_letters (cluster_id, id);
