@@ -26,6 +26,7 @@ import (
 	"github.com/axion/runner-agent/plane/deadletters"
 	"github.com/axion/runner-agent/plane/dispatch"
 	"github.com/axion/runner-agent/plane/enroll"
+	"github.com/axion/runner-agent/plane/eviction"
 	"github.com/axion/runner-agent/plane/fleet"
 	"github.com/axion/runner-agent/plane/ledger"
 	"github.com/axion/runner-agent/plane/operator"
@@ -128,6 +129,7 @@ type parts struct {
 	db          *store.DB
 	broker      *broker.Broker
 	access      *access
+	eviction    *eviction.Evictor
 	fleet       *fleet.Fleet
 	dispatch    *dispatch.Dispatch
 	letters     *deadletters.Letters
@@ -167,7 +169,10 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 		return nil, err
 	}
 	x.access = newAccess(reg, x.broker, func(agentID string) { x.fleet.RefreshClusterTopic(agentID) }, p.component("access"))
-	if x.fleet, err = p.newFleet(reg, who, x.access); err != nil {
+	if x.eviction, err = p.newEviction(x.broker.Evict, func() *fleet.Fleet { return x.fleet }); err != nil {
+		return nil, err
+	}
+	if x.fleet, err = p.newFleet(reg, who, x.access, x.eviction.Broke); err != nil {
 		return nil, err
 	}
 	x.generations = newGenerations(x.fleet.Sessions, led.NoteGeneration, p.component("generations"))
@@ -227,6 +232,7 @@ func (x *parts) start(ctx context.Context, s *supervise.Supervisor) {
 	s.Start(ctx, "access", stopLoop, x.access.run)
 	s.Start(ctx, "dispatch", stopLoop, x.access.afterTopics(x.dispatch.Run))
 	s.Start(ctx, "deadletters", stopLoop, x.access.afterTopics(x.letters.Run))
+	s.Start(ctx, "eviction", stopLoop, x.eviction.Run)
 	s.Start(ctx, "server", stopServer, func(ctx context.Context) error { return serve(ctx, x.server, x.listener) })
 	s.Start(ctx, "operator", stopLoop, x.operator.Run)
 	s.Start(ctx, "fleet", stopFleet, x.fleet.Run)

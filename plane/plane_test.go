@@ -483,6 +483,71 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}
 }
 
+// TestADeadAgentIsEvicted breaks an agent's stream without a goodbye and sees that the member that its last heartbeat named is taken out of the group.
+func TestADeadAgentIsEvicted(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	id := w.enrol("prod", "n1")
+	access := id.Kafka()
+	sasl := access.GetSasl()
+	member, err := kgo.NewClient(kgo.SeedBrokers(access.GetBrokers()...), kgo.DialTLSConfig(id.KafkaTLS()), kgo.HeartbeatInterval(100*time.Millisecond),
+		kgo.ConsumeTopics(access.GetClusterTopic()), kgo.ConsumerGroup(access.GetClusterGroup()), kgo.DisableAutoCommit(),
+		kgo.SASL(scram.Auth{User: sasl.GetUsername(), Pass: sasl.GetPassword()}.AsSha512Mechanism()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(member.Close)
+	memberID := func() string { id, _ := member.GroupMetadata(); return id }
+	waitFor := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("in vain: %s", what)
+			}
+		}
+	}
+	waitFor("it is a member", func() bool { return memberID() != "" })
+	former := memberID()
+
+	// connect tells of the membership and returns how to end the connection.
+	connect := func() (stream grpc.BidiStreamingClient[runnerv1.AgentMessage, runnerv1.PlaneMessage], end func()) {
+		conn, err := grpc.NewClient(w.cfg.Listen, grpc.WithTransportCredentials(credentials.NewTLS(id.PlaneTLS())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if stream, err = runnerv1.NewRunnerClient(conn).Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*runnerv1.AgentMessage{
+			{Message: &runnerv1.AgentMessage_Hello{Hello: &runnerv1.Hello{AgentVersion: "test", Node: facts("n1"), InstanceId: "0123456789abcdef"}}},
+			{Message: &runnerv1.AgentMessage_Heartbeat{Heartbeat: &runnerv1.Heartbeat{
+				Sequence: 1, Members: []*runnerv1.GroupMember{{Group: access.GetClusterGroup(), MemberId: memberID()}},
+			}}},
+		} {
+			if err := stream.Send(m); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return stream, func() { _ = conn.Close() }
+	}
+	stream, end := connect()
+	if err := stream.Send(&runnerv1.AgentMessage{Message: &runnerv1.AgentMessage_Goodbye{Goodbye: &runnerv1.Goodbye{}}}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor("the goodbye is heard", func() bool { return strings.Contains(w.log.String(), "session closed by the agent") })
+	end()
+	_, end = connect()
+	end()
+	waitFor("the member is evicted and, because it lives, joins again", func() bool { return memberID() != "" && memberID() != former })
+	if got := strings.Count(w.log.String(), "evicted a member from its group"); got != 1 {
+		t.Errorf("%d evictions; a goodbye is no reason for one", got)
+	}
+}
+
 func TestHealthCheck(t *testing.T) {
 	w := newWorld(t)
 	if err := plane.Check(t.Context(), w.cfg.DataDir); failure.Of(err) == nil || failure.Of(err).Code != "no_plane" {

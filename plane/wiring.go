@@ -17,6 +17,7 @@ import (
 	"github.com/axion/runner-agent/internal/atomicfile"
 	"github.com/axion/runner-agent/plane/broker"
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/eviction"
 	"github.com/axion/runner-agent/plane/fleet"
 	"github.com/axion/runner-agent/plane/registry"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
@@ -69,7 +70,21 @@ func (d directory) Cluster(ctx context.Context, agentID string) (clusterID strin
 	return agent.ClusterID, err == nil && !agent.Removed, err
 }
 
-func (p *Plane) newFleet(reg *registry.Registry, who *agents, a *access) (*fleet.Fleet, error) {
+// newEviction makes the part that takes dead agents out of their consumer groups. The fleet is asked for only once it runs.
+func (p *Plane) newEviction(leave func(context.Context, string, string) (bool, error), sessions func() *fleet.Fleet) (*eviction.Evictor, error) {
+	return eviction.New(eviction.Config{Group: broker.Group}, eviction.Deps{
+		Leave: leave,
+		Instance: func(agentID string) (string, bool) {
+			s, ok := sessions().Session(agentID)
+			return s.InstanceID, ok
+		},
+		Streams: func() int { return sessions().Len() },
+		Log:     p.component("eviction"),
+		Now:     p.now,
+	})
+}
+
+func (p *Plane) newFleet(reg *registry.Registry, who *agents, a *access, broke func(eviction.Break)) (*fleet.Fleet, error) {
 	log := p.component("fleet")
 	confirmed := &confirmations{registry: reg, known: map[string]bool{}}
 	return fleet.New(fleet.Config{PlaneVersion: version.Version, HeartbeatInterval: p.cfg.HeartbeatInterval}, fleet.Deps{
@@ -87,8 +102,14 @@ func (p *Plane) newFleet(reg *registry.Registry, who *agents, a *access) (*fleet
 		},
 		ClusterTopicAllowed: confirmed.allowed,
 		Observe: func(e fleet.Event) {
-			if e.Kind == fleet.Duplicate {
+			switch {
+			case e.Kind == fleet.Duplicate:
 				log.Error("two live processes use one agent's identity", "agent_id", e.Session.AgentID, "peer", e.Session.Peer, "refused_peer", e.OtherPeer)
+			case e.Kind == fleet.Closed && e.Lost:
+				broke(eviction.Break{
+					AgentID: e.Session.AgentID, ClusterID: e.Session.ClusterID, InstanceID: e.Session.InstanceID, Manager: e.Session.ClusterTopicAllowed,
+					Members: e.Session.Heartbeat.GetMembers(), Err: e.Err,
+				})
 			}
 		},
 		Log: log,

@@ -554,6 +554,53 @@ func topicSetting(t *testing.T, b *Broker, topic, name string) string {
 	return ""
 }
 
+func TestEvict(t *testing.T) {
+	p := newSite(t)
+	b, _ := p.start(t)
+	access := provision(t, b, one)
+	member := p.agent(t, access, one, append(group(access.GetAgentTopic(), access.GetAgentGroup()), kgo.HeartbeatInterval(100*time.Millisecond))...)
+	id := func() string { id, _ := member.GroupMetadata(); return id }
+	waitFor := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("in vain: %s", what)
+			}
+		}
+	}
+	waitFor("it is a member", func() bool { return id() != "" })
+	former := id()
+	for name, tc := range map[string]struct{ group, member string }{
+		"no such group":  {Group("none"), former},
+		"no such member": {access.GetAgentGroup(), former + "x"},
+	} {
+		if had, err := b.Evict(t.Context(), tc.group, tc.member); had || err != nil {
+			t.Errorf("%s: %v, %v", name, had, err)
+		}
+	}
+	if id() != former {
+		t.Error("another one was evicted")
+	}
+	if had, err := b.Evict(t.Context(), access.GetAgentGroup(), former); !had || err != nil {
+		t.Fatalf("%v, %v", had, err)
+	}
+	if had, err := b.Evict(t.Context(), access.GetAgentGroup(), former); had || err != nil {
+		t.Errorf("again: %v, %v", had, err)
+	}
+	waitFor("one that lives joins again", func() bool { return id() != "" && id() != former })
+}
+
+func TestCommandTopicID(t *testing.T) {
+	for topic, want := range map[string]string{
+		"runner.commands.prod": "prod", CommandTopic(one): one, DLQTopic: "", EventsTopic: "", "runner.commands.": "", "runner.commands.A": "", "prod": "",
+		"runner.commands." + strings.Repeat("a", 41): "",
+	} {
+		if got, ok := CommandTopicID(topic); ok != (want != "") || (ok && got != want) {
+			t.Errorf("%s: %q, %v", topic, got, ok)
+		}
+	}
+}
+
 func TestBadIDs(t *testing.T) {
 	b := &Broker{}
 	for _, tc := range []struct{ cluster, agent string }{
