@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/axion/runner-agent/internal/atomicfile"
@@ -44,46 +43,6 @@ func (s signers) Signer(ctx context.Context, agentID string) (string, []*ecdsa.P
 	return agent.ClusterID, keys, err
 }
 
-// directory tells whose commands a topic carries and which cluster an agent belongs to.
-type directory struct{ registry *registry.Registry }
-
-// Owner implements deadletters.Directory.
-func (d directory) Owner(ctx context.Context, topic string) (clusterID, agentID string, ok bool, err error) {
-	id, ok := broker.CommandTopicID(topic)
-	if !ok {
-		return "", "", false, nil
-	}
-	if broker.IsAgentID(id) {
-		clusterID, ok, err = d.Cluster(ctx, id)
-		return clusterID, id, ok, err
-	}
-	clusters, err := d.registry.Clusters(ctx)
-	return id, "", slices.ContainsFunc(clusters, func(c registry.Cluster) bool { return c.ID == id }), err
-}
-
-// Cluster implements deadletters.Directory.
-func (d directory) Cluster(ctx context.Context, agentID string) (clusterID string, ok bool, err error) {
-	agent, err := d.registry.Agent(ctx, agentID)
-	if failure.ClassOf(err) == failure.Invalid {
-		return "", false, nil // no such agent
-	}
-	return agent.ClusterID, err == nil && !agent.Removed, err
-}
-
-// newEviction makes the part that takes dead agents out of their consumer groups. The fleet is asked for only once it runs.
-func (p *Plane) newEviction(leave func(context.Context, string, string) (bool, error), sessions func() *fleet.Fleet) (*eviction.Evictor, error) {
-	return eviction.New(eviction.Config{Group: broker.Group}, eviction.Deps{
-		Leave: leave,
-		Instance: func(agentID string) (string, bool) {
-			s, ok := sessions().Session(agentID)
-			return s.InstanceID, ok
-		},
-		Streams: func() int { return sessions().Len() },
-		Log:     p.component("eviction"),
-		Now:     p.now,
-	})
-}
-
 func (p *Plane) newFleet(reg *registry.Registry, who *agents, a *access, broke func(eviction.Break)) (*fleet.Fleet, error) {
 	log := p.component("fleet")
 	confirmed := &confirmations{registry: reg, known: map[string]bool{}}
@@ -106,10 +65,7 @@ func (p *Plane) newFleet(reg *registry.Registry, who *agents, a *access, broke f
 			case e.Kind == fleet.Duplicate:
 				log.Error("two live processes use one agent's identity", "agent_id", e.Session.AgentID, "peer", e.Session.Peer, "refused_peer", e.OtherPeer)
 			case e.Kind == fleet.Closed && e.Lost:
-				broke(eviction.Break{
-					AgentID: e.Session.AgentID, ClusterID: e.Session.ClusterID, InstanceID: e.Session.InstanceID, Manager: e.Session.ClusterTopicAllowed,
-					Members: e.Session.Heartbeat.GetMembers(), Err: e.Err,
-				})
+				broke(broken(e))
 			}
 		},
 		Log: log,
