@@ -24,8 +24,10 @@ import (
 	"github.com/axion/runner-agent/plane/broker"
 	"github.com/axion/runner-agent/plane/ca"
 	"github.com/axion/runner-agent/plane/caller"
+	"github.com/axion/runner-agent/plane/deadletters"
 	"github.com/axion/runner-agent/plane/dispatch"
 	"github.com/axion/runner-agent/plane/enroll"
+	"github.com/axion/runner-agent/plane/eviction"
 	"github.com/axion/runner-agent/plane/fleet"
 	"github.com/axion/runner-agent/plane/ledger"
 	"github.com/axion/runner-agent/plane/operator"
@@ -128,8 +130,10 @@ type parts struct {
 	db          *store.DB
 	broker      *broker.Broker
 	access      *access
+	eviction    *eviction.Evictor
 	fleet       *fleet.Fleet
 	dispatch    *dispatch.Dispatch
+	letters     *deadletters.Letters
 	generations *generations
 	operator    *operator.Server
 	server      *grpc.Server
@@ -166,12 +170,20 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 		return nil, err
 	}
 	x.access = newAccess(reg, x.broker, func(agentID string) { x.fleet.RefreshClusterTopic(agentID) }, p.component("access"))
-	if x.fleet, err = p.newFleet(reg, who, x.access); err != nil {
+	if x.eviction, err = p.newEviction(x.broker.Evict, func() *fleet.Fleet { return x.fleet }); err != nil {
+		return nil, err
+	}
+	if x.fleet, err = p.newFleet(reg, who, x.access, x.eviction.Broke); err != nil {
 		return nil, err
 	}
 	x.generations = newGenerations(x.fleet.Sessions, led.NoteGeneration, p.component("generations"))
 	if x.dispatch, err = dispatch.New(dispatch.Config{EventsTopic: broker.EventsTopic}, dispatch.Deps{
 		Ledger: led, Signers: signers{reg}, ClientOpts: x.broker.ClientOpts, Log: p.component("dispatch"), Now: p.now,
+	}); err != nil {
+		return nil, err
+	}
+	if x.letters, err = deadletters.New(deadletters.Config{Topic: broker.DLQTopic}, deadletters.Deps{
+		DB: db, Directory: directory{reg}, ClientOpts: x.broker.ClientOpts, Log: p.component("deadletters"), Now: p.now,
 	}); err != nil {
 		return nil, err
 	}
@@ -191,7 +203,7 @@ func (p *Plane) serveAll(x *parts, authority *ca.CA, reg *registry.Registry, led
 	}
 	x.operator, err = operator.New(operator.Config{
 		Token: operators.Token, CAHash: [sha256.Size]byte(authority.Hash()), CommandTopic: broker.CommandTopic,
-	}, operator.Deps{Registry: reg, Fleet: x.fleet, Kafka: x.access, Ledger: led, Log: p.component("operator")})
+	}, operator.Deps{Registry: reg, Fleet: x.fleet, Kafka: x.access, Ledger: led, Letters: x.letters, Log: p.component("operator")})
 	if err != nil {
 		return err
 	}
@@ -220,6 +232,8 @@ func (x *parts) start(ctx context.Context, s *supervise.Supervisor) {
 	s.Start(ctx, "broker", stopBroker, x.broker.Run)
 	s.Start(ctx, "access", stopLoop, x.access.run)
 	s.Start(ctx, "dispatch", stopLoop, x.access.afterTopics(x.dispatch.Run))
+	s.Start(ctx, "deadletters", stopLoop, x.access.afterTopics(x.letters.Run))
+	s.Start(ctx, "eviction", stopLoop, x.eviction.Run)
 	s.Start(ctx, "server", stopServer, func(ctx context.Context) error { return serve(ctx, x.server, x.listener) })
 	s.Start(ctx, "operator", stopLoop, x.operator.Run)
 	s.Start(ctx, "fleet", stopFleet, x.fleet.Run)

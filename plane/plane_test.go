@@ -28,6 +28,7 @@ import (
 	"github.com/axion/runner-agent/plane"
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/deadletter"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/failurepb"
@@ -356,6 +357,57 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 	}
 }
 
+func TestADeadLetterIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	operator, id := w.operator(), w.enrol("prod", "n1")
+	client := w.kafka(id, id.Kafka().GetAgentTopic())
+	original, err := envelope.New("/people/me", &runnerv1.ServiceScale{Service: "shop_web", Replicas: 2}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	give := func(agentID string) {
+		r := &kgo.Record{Topic: id.Kafka().GetDlqTopic(), Key: []byte("shop"), Value: original.Data}
+		for _, h := range (deadletter.Notice{AgentID: agentID, Topic: id.Kafka().GetAgentTopic(), Code: "unknown_type"}).Headers(original.Headers()) {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(id.AgentID())
+	give("a-0000000000000000")
+	var letters []*planev1.DeadLetter
+	for deadline := time.Now().Add(patience); len(letters) < 2; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("got %v", letters)
+		}
+		list, err := operator.ListDeadLetters(t.Context(), &planev1.ListDeadLettersRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		letters = list.GetLetters()
+	}
+	forged, honest := letters[0], letters[1]
+	if forged.GetVerified() || !honest.GetVerified() || honest.GetClusterId() != "prod" || honest.GetAgentId() != id.AgentID() {
+		t.Errorf("got %v", letters)
+	}
+	if _, err := operator.ReplayDeadLetter(t.Context(), &planev1.ReplayDeadLetterRequest{Id: honest.GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	got, msg := w.receive(client)
+	if got.ID != original.ID || msg.(*runnerv1.ServiceScale).GetReplicas() != 2 {
+		t.Errorf("got %+v", got)
+	}
+	if _, err := operator.RemoveAgent(t.Context(), &planev1.RemoveAgentRequest{Id: id.AgentID()}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = operator.ReplayDeadLetter(t.Context(), &planev1.ReplayDeadLetterRequest{Id: forged.GetId(), AllowUnverified: true})
+	if f := failure.Of(failurepb.FromStatus(err)); f == nil || f.Code != "no_command_topic" {
+		t.Errorf("to the topic of an agent that was removed: %v", err)
+	}
+}
+
 func TestTheLargestBundleArrives(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -428,6 +480,71 @@ func TestWhoMayCallWhat(t *testing.T) {
 	_, err = operator.SubmitCommand(t.Context(), &planev1.SubmitCommandRequest{AgentId: id.AgentID(), Command: deployment("shop", "x").GetCommand()})
 	if f := failure.Of(failurepb.FromStatus(err)); f == nil || f.Code != "agent_removed" {
 		t.Errorf("a command for a removed agent: %v", err)
+	}
+}
+
+// TestADeadAgentIsEvicted breaks an agent's stream without a goodbye and sees that the member that its last heartbeat named is taken out of the group.
+func TestADeadAgentIsEvicted(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	id := w.enrol("prod", "n1")
+	access := id.Kafka()
+	sasl := access.GetSasl()
+	member, err := kgo.NewClient(kgo.SeedBrokers(access.GetBrokers()...), kgo.DialTLSConfig(id.KafkaTLS()), kgo.HeartbeatInterval(100*time.Millisecond),
+		kgo.ConsumeTopics(access.GetClusterTopic()), kgo.ConsumerGroup(access.GetClusterGroup()), kgo.DisableAutoCommit(),
+		kgo.SASL(scram.Auth{User: sasl.GetUsername(), Pass: sasl.GetPassword()}.AsSha512Mechanism()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(member.Close)
+	memberID := func() string { id, _ := member.GroupMetadata(); return id }
+	waitFor := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("in vain: %s", what)
+			}
+		}
+	}
+	waitFor("it is a member", func() bool { return memberID() != "" })
+	former := memberID()
+
+	// connect tells of the membership and returns how to end the connection.
+	connect := func() (stream grpc.BidiStreamingClient[runnerv1.AgentMessage, runnerv1.PlaneMessage], end func()) {
+		conn, err := grpc.NewClient(w.cfg.Listen, grpc.WithTransportCredentials(credentials.NewTLS(id.PlaneTLS())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if stream, err = runnerv1.NewRunnerClient(conn).Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*runnerv1.AgentMessage{
+			{Message: &runnerv1.AgentMessage_Hello{Hello: &runnerv1.Hello{AgentVersion: "test", Node: facts("n1"), InstanceId: "0123456789abcdef"}}},
+			{Message: &runnerv1.AgentMessage_Heartbeat{Heartbeat: &runnerv1.Heartbeat{
+				Sequence: 1, Members: []*runnerv1.GroupMember{{Group: access.GetClusterGroup(), MemberId: memberID()}},
+			}}},
+		} {
+			if err := stream.Send(m); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return stream, func() { _ = conn.Close() }
+	}
+	stream, end := connect()
+	if err := stream.Send(&runnerv1.AgentMessage{Message: &runnerv1.AgentMessage_Goodbye{Goodbye: &runnerv1.Goodbye{}}}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor("the goodbye is heard", func() bool { return strings.Contains(w.log.String(), "session closed by the agent") })
+	end()
+	_, end = connect()
+	end()
+	waitFor("the member is evicted and, because it lives, joins again", func() bool { return memberID() != "" && memberID() != former })
+	if got := strings.Count(w.log.String(), "evicted a member from its group"); got != 1 {
+		t.Errorf("%d evictions; a goodbye is no reason for one", got)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/axion/runner-agent/plane/broker"
 	"github.com/axion/runner-agent/plane/ca"
 	"github.com/axion/runner-agent/plane/caller"
+	"github.com/axion/runner-agent/plane/eviction"
 	"github.com/axion/runner-agent/plane/fleet"
 	"github.com/axion/runner-agent/plane/registry"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
@@ -43,7 +44,7 @@ func (s signers) Signer(ctx context.Context, agentID string) (string, []*ecdsa.P
 	return agent.ClusterID, keys, err
 }
 
-func (p *Plane) newFleet(reg *registry.Registry, who *caller.Agents, a *access) (*fleet.Fleet, error) {
+func (p *Plane) newFleet(reg *registry.Registry, who *caller.Agents, a *access, broke func(eviction.Break)) (*fleet.Fleet, error) {
 	log := p.component("fleet")
 	confirmed := &confirmations{registry: reg, known: map[string]bool{}}
 	return fleet.New(fleet.Config{PlaneVersion: version.Version, HeartbeatInterval: p.cfg.HeartbeatInterval}, fleet.Deps{
@@ -61,8 +62,11 @@ func (p *Plane) newFleet(reg *registry.Registry, who *caller.Agents, a *access) 
 		},
 		ClusterTopicAllowed: confirmed.allowed,
 		Observe: func(e fleet.Event) {
-			if e.Kind == fleet.Duplicate {
+			switch {
+			case e.Kind == fleet.Duplicate:
 				log.Error("two live processes use one agent's identity", "agent_id", e.Session.AgentID, "peer", e.Session.Peer, "refused_peer", e.OtherPeer)
+			case e.Kind == fleet.Closed && e.Lost:
+				broke(broken(e))
 			}
 		},
 		Log: log,

@@ -8,38 +8,20 @@ import (
 
 	"github.com/axion/runner-agent/agent/bus"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/deadletter"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
-)
-
-// Headers that a message gets on its way to the dead-letter topic, beside those that it came with.
-const (
-	dlqClass     = "axion-dlq-class"
-	dlqCode      = "axion-dlq-code"
-	dlqReason    = "axion-dlq-reason"
-	dlqTopic     = "axion-dlq-topic"
-	dlqPartition = "axion-dlq-partition"
-	dlqOffset    = "axion-dlq-offset"
-	dlqAgent     = "axion-dlq-agent"
 )
 
 // reject copies a message that cannot be a command to the dead-letter topic, tells why, and, if the message at least had an id, ends the command.
 func (r *Runner) reject(ctx context.Context, c *command, reason error) bool {
 	f := failure.Of(reason)
 	c.log.Warn("message rejected", "code", f.Code, "reason", f.Message, "topic", c.message.Topic, "offset", c.message.Offset)
-	dead := bus.Message{Topic: r.cfg.Kafka.GetDlqTopic(), Key: c.message.Key, Value: c.message.Value}
-	dead.Headers = append(dead.Headers, c.message.Headers...)
-	for _, h := range [][2]string{
-		{dlqClass, f.Class.String()},
-		{dlqCode, f.Code},
-		{dlqReason, f.Message},
-		{dlqTopic, c.message.Topic},
-		{dlqPartition, strconv.Itoa(c.message.Partition)},
-		{dlqOffset, strconv.FormatInt(c.message.Offset, 10)},
-		{dlqAgent, r.cfg.AgentID},
-	} {
-		dead.Headers = append(dead.Headers, envelope.Header{Key: h[0], Value: []byte(h[1])})
+	notice := deadletter.Notice{
+		AgentID: r.cfg.AgentID, Topic: c.message.Topic, Partition: int32(c.message.Partition), Offset: c.message.Offset, // Kafka numbers partitions with 32 bits
+		Class: f.Class.String(), Code: f.Code, Reason: f.Message,
 	}
+	dead := bus.Message{Topic: r.cfg.Kafka.GetDlqTopic(), Key: c.message.Key, Value: c.message.Value, Headers: notice.Headers(c.message.Headers)}
 	if r.patiently(ctx, c.log, "copy a message to the dead-letter topic", func() error { return r.deps.Producer.Produce(ctx, []bus.Message{dead}) }) != nil {
 		return false
 	}

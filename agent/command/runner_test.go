@@ -17,6 +17,7 @@ import (
 	"github.com/axion/runner-agent/agent/bus"
 	"github.com/axion/runner-agent/agent/journal"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/deadletter"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/stack"
@@ -571,14 +572,9 @@ func TestRejected(t *testing.T) {
 			if len(dead) != 1 || dead[0].Topic != "dlq" || string(dead[0].Value) != string(tc.m.Value) {
 				t.Fatalf("dead letters: %v", dead)
 			}
-			var code string
-			for _, h := range dead[0].Headers {
-				if h.Key == dlqCode {
-					code = string(h.Value)
-				}
-			}
-			if code != tc.code {
-				t.Errorf("dead letter's code is %q", code)
+			notice, headers := deadletter.Split(dead[0].Headers)
+			if notice.Code != tc.code || notice.Topic != tc.m.Topic || notice.Offset != tc.m.Offset || notice.AgentID == "" || len(headers) != len(tc.m.Headers) {
+				t.Errorf("dead letter's notice is %+v, with %d headers beside it", notice, len(headers))
 			}
 			// The next message is handled.
 			r.runner.Handle(r.ctx, message(t, "next", deploy("blog", 1)))

@@ -28,6 +28,8 @@ type Environment struct {
 	WorkingDir, Home string
 	// Now is the clock.
 	Now func() time.Time
+	// Interactive is whether a person can be asked: Stdin is a terminal.
+	Interactive bool
 	// TerminalSize returns the width and height of the terminal that Stdout is; nil if it is none that can be drawn on.
 	TerminalSize func() (width, height int)
 	// NewKey returns an idempotency key that was never used before.
@@ -47,6 +49,7 @@ func System() (Environment, error) {
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, LookupEnv: os.LookupEnv, WorkingDir: dir, Home: home,
 		Now: time.Now, NewKey: func() string { return "axionctl-" + rand.Text() },
 	}
+	env.Interactive = term.IsTerminal(int(os.Stdin.Fd()))
 	if stdout := int(os.Stdout.Fd()); term.IsTerminal(stdout) && os.Getenv("TERM") != "dumb" {
 		env.TerminalSize = func() (int, int) {
 			width, height, err := term.GetSize(stdout)
@@ -94,7 +97,7 @@ func (a *app) root() *cobra.Command {
 	mustComplete(root, "output", outputs...)
 	root.AddCommand(
 		a.deployCommand(), a.removeCommand(), a.scaleCommand(), a.psCommand(), a.logsCommand(), a.eventsCommand(),
-		a.agentsCommand(), a.tokenCommand(), a.containerCommand(), a.versionCommand(),
+		a.agentsCommand(), a.tokenCommand(), a.containerCommand(), a.dlqCommand(), a.versionCommand(),
 	)
 	return root
 }

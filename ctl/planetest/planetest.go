@@ -38,15 +38,19 @@ const Token = "planetest-token"
 // Script holds the answers; a call without one is answered as unimplemented.
 type Script struct {
 	planev1.UnimplementedOperatorServer
-	OnCreateToken   func(context.Context, *planev1.CreateTokenRequest) (*planev1.CreateTokenResponse, error)
-	OnListTokens    func(context.Context, *planev1.ListTokensRequest) (*planev1.ListTokensResponse, error)
-	OnRevokeToken   func(context.Context, *planev1.RevokeTokenRequest) (*planev1.RevokeTokenResponse, error)
-	OnListAgents    func(context.Context, *planev1.ListAgentsRequest) (*planev1.ListAgentsResponse, error)
-	OnRemoveAgent   func(context.Context, *planev1.RemoveAgentRequest) (*planev1.RemoveAgentResponse, error)
-	OnSubmitCommand func(context.Context, *planev1.SubmitCommandRequest) (*planev1.SubmitCommandResponse, error)
-	OnWatchEvents   func(*planev1.WatchEventsRequest, grpc.ServerStreamingServer[planev1.EventRecord]) error
-	OnSendRequest   func(context.Context, *planev1.SendRequestRequest) (*runnerv1.Response, error)
-	OnStreamLogs    func(*planev1.StreamLogsRequest, grpc.ServerStreamingServer[runnerv1.LogBatch]) error
+	OnCreateToken      func(context.Context, *planev1.CreateTokenRequest) (*planev1.CreateTokenResponse, error)
+	OnListTokens       func(context.Context, *planev1.ListTokensRequest) (*planev1.ListTokensResponse, error)
+	OnRevokeToken      func(context.Context, *planev1.RevokeTokenRequest) (*planev1.RevokeTokenResponse, error)
+	OnListAgents       func(context.Context, *planev1.ListAgentsRequest) (*planev1.ListAgentsResponse, error)
+	OnRemoveAgent      func(context.Context, *planev1.RemoveAgentRequest) (*planev1.RemoveAgentResponse, error)
+	OnSubmitCommand    func(context.Context, *planev1.SubmitCommandRequest) (*planev1.SubmitCommandResponse, error)
+	OnWatchEvents      func(*planev1.WatchEventsRequest, grpc.ServerStreamingServer[planev1.EventRecord]) error
+	OnSendRequest      func(context.Context, *planev1.SendRequestRequest) (*runnerv1.Response, error)
+	OnStreamLogs       func(*planev1.StreamLogsRequest, grpc.ServerStreamingServer[runnerv1.LogBatch]) error
+	OnListDeadLetters  func(context.Context, *planev1.ListDeadLettersRequest) (*planev1.ListDeadLettersResponse, error)
+	OnGetDeadLetter    func(context.Context, *planev1.GetDeadLetterRequest) (*planev1.GetDeadLetterResponse, error)
+	OnReplayDeadLetter func(context.Context, *planev1.ReplayDeadLetterRequest) (*planev1.ReplayDeadLetterResponse, error)
+	OnDropDeadLetter   func(context.Context, *planev1.DropDeadLetterRequest) (*planev1.DropDeadLetterResponse, error)
 }
 
 // CreateToken implements the Operator service, as the others do.
@@ -119,6 +123,38 @@ func (s *Script) StreamLogs(r *planev1.StreamLogsRequest, stream grpc.ServerStre
 		return s.UnimplementedOperatorServer.StreamLogs(r, stream)
 	}
 	return s.OnStreamLogs(r, stream)
+}
+
+// ListDeadLetters implements the Operator service.
+func (s *Script) ListDeadLetters(ctx context.Context, r *planev1.ListDeadLettersRequest) (*planev1.ListDeadLettersResponse, error) {
+	if s.OnListDeadLetters == nil {
+		return s.UnimplementedOperatorServer.ListDeadLetters(ctx, r)
+	}
+	return s.OnListDeadLetters(ctx, r)
+}
+
+// GetDeadLetter implements the Operator service.
+func (s *Script) GetDeadLetter(ctx context.Context, r *planev1.GetDeadLetterRequest) (*planev1.GetDeadLetterResponse, error) {
+	if s.OnGetDeadLetter == nil {
+		return s.UnimplementedOperatorServer.GetDeadLetter(ctx, r)
+	}
+	return s.OnGetDeadLetter(ctx, r)
+}
+
+// ReplayDeadLetter implements the Operator service.
+func (s *Script) ReplayDeadLetter(ctx context.Context, r *planev1.ReplayDeadLetterRequest) (*planev1.ReplayDeadLetterResponse, error) {
+	if s.OnReplayDeadLetter == nil {
+		return s.UnimplementedOperatorServer.ReplayDeadLetter(ctx, r)
+	}
+	return s.OnReplayDeadLetter(ctx, r)
+}
+
+// DropDeadLetter implements the Operator service.
+func (s *Script) DropDeadLetter(ctx context.Context, r *planev1.DropDeadLetterRequest) (*planev1.DropDeadLetterResponse, error) {
+	if s.OnDropDeadLetter == nil {
+		return s.UnimplementedOperatorServer.DropDeadLetter(ctx, r)
+	}
+	return s.OnDropDeadLetter(ctx, r)
 }
 
 // Plane is a running server. It stops with its test.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -41,19 +42,30 @@ const (
 // CommandTopic is the topic of the commands for an agent or a cluster.
 func CommandTopic(id string) string { return "runner.commands." + id }
 
+// CommandTopicID returns whose commands a topic carries: the id of an agent or a cluster, which may or may not exist. ok is false if it is no such topic.
+func CommandTopicID(topic string) (id string, ok bool) {
+	id, ok = strings.CutPrefix(topic, CommandTopic(""))
+	return id, ok && ids.MatchString(id) && topic != DLQTopic
+}
+
+// IsAgentID tells an agent's id from a cluster's.
+func IsAgentID(id string) bool { return strings.HasPrefix(id, agentPrefix) }
+
 // Group is the consumer group of that topic.
 func Group(id string) string { return "runner." + id }
+
+// agentPrefix begins every agent's id and no cluster's.
+const agentPrefix = "a-"
 
 // ids are letters, digits and hyphens: a topic's name has no other meaning for them.
 var ids = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
 
 // checkIDs keeps an agent from being named like a cluster or a cluster like the dead letter queue. Failures of class Invalid, code "bad_id".
 func checkIDs(clusterID, agentID string) error {
-	const agentPrefix = "a-"
 	switch {
-	case !ids.MatchString(clusterID) || clusterID[:min(2, len(clusterID))] == agentPrefix || CommandTopic(clusterID) == DLQTopic:
+	case !ids.MatchString(clusterID) || IsAgentID(clusterID) || CommandTopic(clusterID) == DLQTopic:
 		return failure.New(failure.Invalid, "bad_id", clusterID, "%q cannot be a cluster's id", clusterID)
-	case !ids.MatchString(agentID) || agentID[:min(2, len(agentID))] != agentPrefix:
+	case !ids.MatchString(agentID) || !IsAgentID(agentID):
 		return failure.New(failure.Invalid, "bad_id", agentID, "%q cannot be an agent's id", agentID)
 	}
 	return nil

@@ -33,6 +33,7 @@ import (
 	"github.com/axion/runner-agent/plane/ca"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
+	"github.com/axion/runner-agent/test/kafka"
 )
 
 const (
@@ -552,6 +553,84 @@ func topicSetting(t *testing.T, b *Broker, topic, name string) string {
 		}
 	}
 	return ""
+}
+
+func TestEvict(t *testing.T) {
+	p := newSite(t)
+	b, _ := p.start(t)
+	access := provision(t, b, one)
+	member := p.agent(t, access, one, append(group(access.GetAgentTopic(), access.GetAgentGroup()), kgo.HeartbeatInterval(100*time.Millisecond))...)
+	evict(t, b, member, access.GetAgentGroup())
+}
+
+func TestEvictOnRealKafka(t *testing.T) {
+	for _, version := range kafka.Versions() {
+		t.Run(version, func(t *testing.T) {
+			c := kafka.Start(t, kafka.Options{
+				Version: version, SuperUsers: []string{"User:plane"}, PlainUsers: map[string]string{"plane": "secret"},
+				Properties: map[string]string{"group.initial.rebalance.delay.ms": "0"},
+			})
+			b, err := New(Config{
+				Brokers: c.SASL(), ClientTLS: c.ClientTLS("plane", "axion"),
+				SASL: &runnerv1.SaslCredentials{Mechanism: runnerv1.SaslMechanism_SASL_MECHANISM_PLAIN, Username: "plane", Password: "secret"},
+			}, Deps{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			runBroker(t, b)
+			access := provision(t, b, one)
+			member := newClient(t, append(append(b.ClientOpts(), group(access.GetAgentTopic(), access.GetAgentGroup())...), kgo.HeartbeatInterval(100*time.Millisecond))...)
+			evict(t, b, member, access.GetAgentGroup())
+		})
+	}
+}
+
+// evict takes a member that lives out of its group, after some that are not there.
+func evict(t *testing.T, b *Broker, member *kgo.Client, memberOf string) {
+	t.Helper()
+	id := func() string { id, _ := member.GroupMetadata(); return id }
+	waitFor := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("in vain: %s", what)
+			}
+		}
+	}
+	waitFor("it is a member", func() bool {
+		groups, err := b.admin.DescribeGroups(t.Context(), memberOf)
+		return err == nil && groups[memberOf].State == "Stable" && len(groups[memberOf].Members) == 1 && id() == groups[memberOf].Members[0].MemberID
+	})
+	former := id()
+	for name, tc := range map[string]struct{ group, member string }{
+		"no such group":  {Group("none"), former},
+		"no such member": {memberOf, former + "x"},
+	} {
+		if had, err := b.Evict(t.Context(), tc.group, tc.member); had || err != nil {
+			t.Errorf("%s: %v, %v", name, had, err)
+		}
+	}
+	if id() != former {
+		t.Error("another one was evicted")
+	}
+	if had, err := b.Evict(t.Context(), memberOf, former); !had || err != nil {
+		t.Fatalf("%v, %v", had, err)
+	}
+	if had, err := b.Evict(t.Context(), memberOf, former); had || err != nil {
+		t.Errorf("again: %v, %v", had, err)
+	}
+	waitFor("one that lives joins again", func() bool { return id() != "" && id() != former })
+}
+
+func TestCommandTopicID(t *testing.T) {
+	for topic, want := range map[string]string{
+		"runner.commands.prod": "prod", CommandTopic(one): one, DLQTopic: "", EventsTopic: "", "runner.commands.": "", "runner.commands.A": "", "prod": "",
+		"runner.commands." + strings.Repeat("a", 41): "",
+	} {
+		if got, ok := CommandTopicID(topic); ok != (want != "") || (ok && got != want) {
+			t.Errorf("%s: %q, %v", topic, got, ok)
+		}
+	}
 }
 
 func TestBadIDs(t *testing.T) {

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/axion/runner-agent/plane/ledger"
+	"github.com/axion/runner-agent/plane/offset"
+	"github.com/axion/runner-agent/plane/tail"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
 )
@@ -60,8 +62,8 @@ type Ledger interface {
 	Overdue(ctx context.Context, before time.Time, limit int) ([]ledger.Command, error)
 	Expire(ctx context.Context, c ledger.Command, outcome *runnerv1.CommandOutcome) (bool, error)
 	Command(ctx context.Context, id string) (ledger.Command, error)
-	Store(ctx context.Context, events []ledger.NewEvent, offsets []ledger.Offset) (ledger.Counts, error)
-	Offsets(ctx context.Context, topic, topicID string) ([]ledger.Offset, error)
+	Store(ctx context.Context, events []ledger.NewEvent, offsets []offset.Offset) (ledger.Counts, error)
+	Offsets(ctx context.Context, topic, topicID string) ([]offset.Offset, error)
 	Prune(ctx context.Context) error
 }
 
@@ -90,6 +92,7 @@ type Dispatch struct {
 	cfg  Config
 	deps Deps
 
+	events *tail.Tail
 	drops  *drops
 	failed map[string]int // by command id: sends that Kafka did not take since the last that it took; the sender's own
 	// current says that every event that was in the topic when it was last opened is stored. Before that no command is closed as expired: its outcome may
@@ -123,14 +126,19 @@ func New(cfg Config, deps Deps) (*Dispatch, error) {
 			*d.value = d.fallback
 		}
 	}
-	return &Dispatch{cfg: cfg, deps: deps, drops: newDrops(deps.Log, deps.Now), failed: map[string]int{}, kick: make(chan struct{}, 1)}, nil
+	d := &Dispatch{cfg: cfg, deps: deps, drops: newDrops(deps.Log, deps.Now), failed: map[string]int{}, kick: make(chan struct{}, 1)}
+	var err error
+	d.events, err = tail.New(cfg.EventsTopic, tail.Deps{
+		ClientOpts: deps.ClientOpts, Offsets: deps.Ledger.Offsets, Store: d.store, Current: d.setCurrent, Log: deps.Log,
+	})
+	return d, err
 }
 
 // Run sends and reads until ctx ends; then it returns nil. A broker or a database that is away is waited for.
 func (d *Dispatch) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.send(ctx) })
-	g.Go(func() error { return d.consume(ctx) })
+	g.Go(func() error { return d.events.Run(ctx) })
 	g.Go(func() error { return d.prune(ctx) })
 	return g.Wait()
 }

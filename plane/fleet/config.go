@@ -132,7 +132,8 @@ type Event struct {
 	Session Session
 	// Err is why it ended; nil if the agent said goodbye. Only for Closed.
 	Err error
-	// Lost says that the stream broke without a word (a reset, an end of file), as it does when the process dies. Only for Closed.
+	// Lost says that the stream broke without a word (a reset, an end of file), as it does when the process dies. Session.Heartbeat then holds the groups of
+	// which it was a member as far as it had told. Only for Closed.
 	Lost bool
 	// OtherPeer and OtherInstance say who was refused. Only for Duplicate.
 	OtherPeer, OtherInstance string

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"io"
 	"testing"
 	"time"
 )
@@ -23,6 +24,19 @@ func TestSpreadUsesTheWholeWindow(t *testing.T) {
 		f := &Fleet{deps: Deps{Random: func() float64 { return random }}}
 		if got := f.spread(time.Second); got != want {
 			t.Errorf("random %v: %s, want %s", random, got, want)
+		}
+	}
+}
+
+// A stream ends after a goodbye too, and the plane may hear of both at once.
+func TestAGoodbyeIsNoLoss(t *testing.T) {
+	for range 100 { // which of the two is looked at first is chance
+		s := &session{done: make(chan struct{}), heard: time.Now(), told: time.Minute}
+		s.close(nil)
+		in := make(chan incoming, 1)
+		in <- incoming{err: io.EOF}
+		if s.loop(in) {
+			t.Fatal("a session that has ended was lost")
 		}
 	}
 }

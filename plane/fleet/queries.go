@@ -59,6 +59,13 @@ func (f *Fleet) Sessions() []Session {
 	return list
 }
 
+// Len returns how many agents have a session.
+func (f *Fleet) Len() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.sessions)
+}
+
 // Warnings returns the warnings of an agent's health as it told them last, worst first; nil if it is not connected.
 func (f *Fleet) Warnings(agentID string) []*runnerv1.HealthWarning {
 	s, ok := f.Session(agentID)

@@ -200,8 +200,8 @@ func (s *session) loop(in <-chan incoming) (lost bool) {
 			silent.Reset(left)
 		case m := <-in:
 			if m.err != nil {
-				s.close(failure.New(failure.Unavailable, "stream_broken", s.agentID, "the stream of agent %s broke: %w", s.agentID, m.err))
-				return true
+				// After a goodbye, of whichever side, the stream ends too.
+				return s.close(failure.New(failure.Unavailable, "stream_broken", s.agentID, "the stream of agent %s broke: %w", s.agentID, m.err))
 			}
 			if s.hear(m.msg) {
 				silent.Reset(s.deadline())
@@ -309,17 +309,19 @@ func (s *session) send(msg *runnerv1.PlaneMessage) {
 	}
 }
 
-// close ends the session for that reason (nil: the agent said goodbye) unless it has one already, and returns at once.
-func (s *session) close(reason error) { s.leave(reason, 0) }
+// close ends the session for that reason (nil: the agent said goodbye), and returns at once. It reports false if the session had ended before.
+func (s *session) close(reason error) bool { return s.leave(reason, 0) }
 
-// leave ends the session with a Goodbye that carries a retry hint, if that is greater than 0.
-func (s *session) leave(reason error, retryAfter time.Duration) {
+// leave ends the session with a Goodbye that carries a retry hint, if that is greater than 0. It reports false if the session had ended before.
+func (s *session) leave(reason error, retryAfter time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.over() {
-		s.err, s.retryAfter, s.welcomed = reason, retryAfter, false
-		close(s.done)
+	if s.over() {
+		return false
 	}
+	s.err, s.retryAfter, s.welcomed = reason, retryAfter, false
+	close(s.done)
+	return true
 }
 
 func (s *session) over() bool {

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/axion/runner-agent/plane/offset"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
@@ -62,15 +63,6 @@ type NewEvent struct {
 	ClusterID, AgentID string
 }
 
-// Offset is how far a partition of the topic of events has been read.
-type Offset struct {
-	// Topic, TopicID and Partition name it; a topic that is made anew has another id.
-	Topic, TopicID string
-	Partition      int32
-	// Next is the offset of the next message to read.
-	Next int64
-}
-
 // Counts says what became of the events of a batch.
 type Counts struct {
 	// Stored events are new.
@@ -83,7 +75,7 @@ type Counts struct {
 
 // Store keeps a batch of events and how far the topic was read, in one transaction. The first event of an id wins; later ones are counted. An outcome closes
 // its command, erases the command's data, and makes the generations that it tells known.
-func (l *Ledger) Store(ctx context.Context, events []NewEvent, offsets []Offset) (Counts, error) {
+func (l *Ledger) Store(ctx context.Context, events []NewEvent, offsets []offset.Offset) (Counts, error) {
 	var counts Counts
 	err := l.db.Tx(ctx, func(tx *sql.Tx) error {
 		counts = Counts{}
@@ -92,12 +84,7 @@ func (l *Ledger) Store(ctx context.Context, events []NewEvent, offsets []Offset)
 				return err
 			}
 		}
-		for _, o := range offsets {
-			if err := storeOffset(ctx, tx, o); err != nil {
-				return err
-			}
-		}
-		return nil
+		return offset.Save(ctx, tx, offsets)
 	})
 	if err != nil {
 		return Counts{}, err
@@ -221,32 +208,9 @@ func noteOutcome(ctx context.Context, tx querier, clusterID, commandID string, m
 	return nil
 }
 
-func storeOffset(ctx context.Context, tx querier, o Offset) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO event_offsets (topic, partition, topic_id, next_offset) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (topic, partition) DO UPDATE SET topic_id = excluded.topic_id, next_offset = excluded.next_offset`,
-		o.Topic, o.Partition, o.TopicID, o.Next)
-	if err != nil {
-		return fmt.Errorf("store offset %d of %s/%d: %w", o.Next, o.Topic, o.Partition, err)
-	}
-	return nil
-}
-
 // Offsets returns how far the partitions of a topic have been read; none if it has another id than the one that was read.
-func (l *Ledger) Offsets(ctx context.Context, topic, topicID string) ([]Offset, error) {
-	rows, err := l.db.QueryContext(ctx, `SELECT partition, next_offset FROM event_offsets WHERE topic = $1 AND topic_id = $2`, topic, topicID)
-	if err != nil {
-		return nil, fmt.Errorf("read offsets of %s: %w", topic, err)
-	}
-	defer rows.Close()
-	var out []Offset
-	for rows.Next() {
-		o := Offset{Topic: topic, TopicID: topicID}
-		if err := rows.Scan(&o.Partition, &o.Next); err != nil {
-			return nil, fmt.Errorf("read offset of %s: %w", topic, err)
-		}
-		out = append(out, o)
-	}
-	return out, rows.Err()
+func (l *Ledger) Offsets(ctx context.Context, topic, topicID string) ([]offset.Offset, error) {
+	return offset.Load(ctx, l.db, topic, topicID)
 }
 
 // Expire closes an open command with an outcome of the plane's own. It returns false if the command has been closed meanwhile.

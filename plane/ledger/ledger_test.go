@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/axion/runner-agent/plane/offset"
 	"github.com/axion/runner-agent/plane/store"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
@@ -642,17 +643,17 @@ func TestExpire(t *testing.T) {
 
 func TestOffsetsGoWithTheirEvents(t *testing.T) {
 	l, _ := open(t, Config{})
-	at := Offset{Topic: "runner.events", TopicID: "t1", Partition: 0, Next: 7}
-	if _, err := l.Store(t.Context(), []NewEvent{event(t, "c", &runnerv1.CommandReceived{})}, []Offset{at}); err != nil {
+	at := offset.Offset{Topic: "runner.events", TopicID: "t1", Partition: 0, Next: 7}
+	if _, err := l.Store(t.Context(), []NewEvent{event(t, "c", &runnerv1.CommandReceived{})}, []offset.Offset{at}); err != nil {
 		t.Fatal(err)
 	}
 	bad := event(t, "c", &runnerv1.CommandReceived{})
 	bad.Message = &runnerv1.CommandReceived{Type: "\xff"} // no UTF-8: cannot be encoded
-	if _, err := l.Store(t.Context(), []NewEvent{event(t, "d", &runnerv1.CommandReceived{}), bad}, []Offset{{Topic: "runner.events", TopicID: "t1", Next: 9}}); err == nil {
+	if _, err := l.Store(t.Context(), []NewEvent{event(t, "d", &runnerv1.CommandReceived{}), bad}, []offset.Offset{{Topic: "runner.events", TopicID: "t1", Next: 9}}); err == nil {
 		t.Fatal("no error")
 	}
 	got, err := l.Offsets(t.Context(), "runner.events", "t1")
-	if err != nil || !slices.Equal(got, []Offset{at}) {
+	if err != nil || !slices.Equal(got, []offset.Offset{at}) {
 		t.Errorf("%+v, %v: a failed batch must leave neither its events nor its offset", got, err)
 	}
 	if _, last, _ := l.Positions(t.Context()); last != 1 {

@@ -1,6 +1,6 @@
 // Package operator is the plane's API for people and their tools: the gRPC service plane.v1.Operator, which axionctl speaks. It checks what it is asked,
 // finds the cluster or agent that is meant, and hands on: join tokens and agents to the registry, commands to the ledger, immediate requests and logs to
-// the fleet. Whoever holds the operator's token may do everything, so each call is authorized by Authorize before it comes here.
+// the fleet, dead letters to their keeper. Whoever holds the operator's token may do everything, so each call is authorized by Authorize before it comes here.
 package operator
 
 import (
@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/axion/runner-agent/plane/deadletters"
 	"github.com/axion/runner-agent/plane/ledger"
 	"github.com/axion/runner-agent/plane/registry"
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
@@ -72,6 +73,14 @@ type Ledger interface {
 	EventsChanged() <-chan struct{}
 }
 
+// Letters keeps what agents could not read; deadletters.Letters is one.
+type Letters interface {
+	List(ctx context.Context, f deadletters.Filter) ([]deadletters.Letter, error)
+	Get(ctx context.Context, id uint64) (deadletters.Letter, error)
+	Replay(ctx context.Context, id uint64, allowUnverified bool) (deadletters.Place, error)
+	Drop(ctx context.Context, id uint64) error
+}
+
 // Config configures a Server.
 type Config struct {
 	// Token is the operator's bearer token; at least 32 bytes. Only its hash is kept.
@@ -84,11 +93,12 @@ type Config struct {
 
 // Deps are the parts that a Server joins.
 type Deps struct {
-	// Registry, Fleet, Kafka and Ledger are described at their types.
+	// Registry, Fleet, Kafka, Ledger and Letters are described at their types.
 	Registry Registry
 	Fleet    Fleet
 	Kafka    Kafka
 	Ledger   Ledger
+	Letters  Letters
 	// Log receives who did what.
 	Log *slog.Logger
 }
@@ -108,8 +118,8 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if len(cfg.Token) < minToken {
 		return nil, errors.New("operator: the token has fewer than 32 bytes")
 	}
-	if cfg.CommandTopic == nil || deps.Registry == nil || deps.Fleet == nil || deps.Kafka == nil || deps.Ledger == nil || deps.Log == nil {
-		return nil, errors.New("operator: command topic, registry, fleet, kafka, ledger and log are required")
+	if cfg.CommandTopic == nil || deps.Registry == nil || deps.Fleet == nil || deps.Kafka == nil || deps.Ledger == nil || deps.Letters == nil || deps.Log == nil {
+		return nil, errors.New("operator: command topic, registry, fleet, kafka, ledger, letters and log are required")
 	}
 	s := &Server{cfg: cfg, deps: deps, tokenHash: sha256.Sum256([]byte(cfg.Token)), watchers: make(chan struct{}, maxWatchers), stopping: make(chan struct{})}
 	s.cfg.Token = ""

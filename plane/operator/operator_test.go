@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -25,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/axion/runner-agent/plane/ca"
+	"github.com/axion/runner-agent/plane/deadletters"
 	"github.com/axion/runner-agent/plane/ledger"
 	"github.com/axion/runner-agent/plane/registry"
 	"github.com/axion/runner-agent/plane/store"
@@ -93,6 +95,8 @@ type plane struct {
 	ledger   *ledger.Ledger
 	fleet    *fleet
 	kafka    *kafka
+	letters  *deadletters.Letters
+	brokers  []string // where letters come from, if a test has some
 	ca       *ca.CA
 	server   *Server
 }
@@ -113,9 +117,16 @@ func start(t *testing.T, cfg ledger.Config) *plane {
 		t: t, registry: registry.New(db, time.Now), ledger: ledger.New(cfg, db, time.Now), kafka: &kafka{}, ca: authority,
 		fleet: &fleet{connected: map[string]bool{}, manager: func(id string) (string, error) { return "", errors.New("no manager in " + id) }},
 	}
+	p.letters, err = deadletters.New(deadletters.Config{Topic: dlqTopic}, deadletters.Deps{
+		DB: db, Directory: directory{}, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		ClientOpts: func() []kgo.Opt { return []kgo.Opt{kgo.SeedBrokers(p.brokers...)} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	server, err := New(Config{
 		Token: token, CAHash: [sha256.Size]byte(authority.Hash()), CommandTopic: func(id string) string { return "runner.commands." + id },
-	}, Deps{Registry: p.registry, Fleet: p.fleet, Kafka: p.kafka, Ledger: p.ledger, Log: slog.New(slog.DiscardHandler)})
+	}, Deps{Registry: p.registry, Fleet: p.fleet, Kafka: p.kafka, Ledger: p.ledger, Letters: p.letters, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,3 +77,38 @@ func TestMigrations(t *testing.T) {
 		}
 	})
 }
+
+// TestAnOlderDatabaseKeepsItsOffsets: the table of offsets has another name since migration 3.
+func TestAnOlderDatabaseKeepsItsOffsets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "plane.db")
+	old, err := sql.Open("sqlite", "file:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := fstest.MapFS{}
+	for _, name := range []string{"migrations/0001_registry.sql", "migrations/0002_ledger.sql"} {
+		text, err := migrations.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before[name] = &fstest.MapFile{Data: text}
+	}
+	if err := (&DB{DB: old}).migrate(t.Context(), before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Exec(`INSERT INTO event_offsets VALUES ('runner.events', 0, 'id', 42)`); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var next int
+	if err := db.QueryRow(`SELECT next_offset FROM topic_offsets WHERE topic = 'runner.events'`).Scan(&next); err != nil || next != 42 {
+		t.Errorf("offset %d, %v", next, err)
+	}
+}

@@ -1360,6 +1360,710 @@ func (x *GetMetricsResponse) GetBatches() map[string]*v1.MetricsBatch {
 	return nil
 }
 
+// ListDeadLettersRequest selects dead letters.
+type ListDeadLettersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of agents of this cluster; empty means all.
+	ClusterId string `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Only of this agent; empty means all.
+	AgentId string `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Only those with a smaller id; 0 means from the newest.
+	Before uint64 `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"`
+	// How many at most, 1 to 1,000; 0 means 100.
+	Limit         uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadLettersRequest) Reset() {
+	*x = ListDeadLettersRequest{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadLettersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadLettersRequest) ProtoMessage() {}
+
+func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadLettersRequest.ProtoReflect.Descriptor instead.
+func (*ListDeadLettersRequest) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListDeadLettersRequest) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *ListDeadLettersRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *ListDeadLettersRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListDeadLettersRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// ListDeadLettersResponse is one page of dead letters.
+type ListDeadLettersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The dead letters, newest first; at most as many as were asked for.
+	Letters []*DeadLetter `protobuf:"bytes,1,rep,name=letters,proto3" json:"letters,omitempty"`
+	// `before` of the next page; 0 if this was the last.
+	Next          uint64 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadLettersResponse) Reset() {
+	*x = ListDeadLettersResponse{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadLettersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadLettersResponse) ProtoMessage() {}
+
+func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadLettersResponse.ProtoReflect.Descriptor instead.
+func (*ListDeadLettersResponse) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListDeadLettersResponse) GetLetters() []*DeadLetter {
+	if x != nil {
+		return x.Letters
+	}
+	return nil
+}
+
+func (x *ListDeadLettersResponse) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+// DeadLetter is a message on a command topic that an agent could not read. Who gave it up and where it was is what the dead-letter topic says; its
+// messages are not signed.
+type DeadLetter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in the plane's store; grows.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Agent that gave it up, as it says; may be empty.
+	AgentId string `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Cluster of that agent; empty if the plane does not know the agent.
+	ClusterId string `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Whether the topic is that agent's own or its cluster's, as it must be. No proof: any agent can write to the dead-letter topic.
+	Verified bool `protobuf:"varint,4,opt,name=verified,proto3" json:"verified,omitempty"`
+	// Topic of the original message.
+	Topic string `protobuf:"bytes,5,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Its partition.
+	Partition int32 `protobuf:"varint,6,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Its offset.
+	Offset int64 `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Its CloudEvents type, as far as it had a printable one.
+	Type string `protobuf:"bytes,8,opt,name=type,proto3" json:"type,omitempty"`
+	// Its CloudEvents id, as far as it had a printable one.
+	CommandId string `protobuf:"bytes,9,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	// Class of the failure as the agent wrote it, for example "invalid".
+	Class string `protobuf:"bytes,10,opt,name=class,proto3" json:"class,omitempty"`
+	// Code of the failure, for example "bad_envelope".
+	Code string `protobuf:"bytes,11,opt,name=code,proto3" json:"code,omitempty"`
+	// One sentence; at most 1,024 bytes.
+	Reason string `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How often it was given up; a message that is delivered again may be given up again.
+	Attempts uint64 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// When the plane read it first.
+	FirstAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=first_at,json=firstAt,proto3" json:"first_at,omitempty"`
+	// When the plane read it last.
+	LastAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=last_at,json=lastAt,proto3" json:"last_at,omitempty"`
+	// Size of its value in bytes.
+	ValueSize uint64 `protobuf:"varint,16,opt,name=value_size,json=valueSize,proto3" json:"value_size,omitempty"`
+	// When it was replayed; absent if it was not.
+	ReplayedAt    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=replayed_at,json=replayedAt,proto3" json:"replayed_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetter) Reset() {
+	*x = DeadLetter{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetter) ProtoMessage() {}
+
+func (x *DeadLetter) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
+func (*DeadLetter) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DeadLetter) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetVerified() bool {
+	if x != nil {
+		return x.Verified
+	}
+	return false
+}
+
+func (x *DeadLetter) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetCommandId() string {
+	if x != nil {
+		return x.CommandId
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetAttempts() uint64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetFirstAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstAt
+	}
+	return nil
+}
+
+func (x *DeadLetter) GetLastAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAt
+	}
+	return nil
+}
+
+func (x *DeadLetter) GetValueSize() uint64 {
+	if x != nil {
+		return x.ValueSize
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetReplayedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReplayedAt
+	}
+	return nil
+}
+
+// GetDeadLetterRequest names a dead letter.
+type GetDeadLetterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How many bytes of the value to return at most, up to 16 MiB; 0 means 64 KiB.
+	MaxValueBytes uint32 `protobuf:"varint,2,opt,name=max_value_bytes,json=maxValueBytes,proto3" json:"max_value_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDeadLetterRequest) Reset() {
+	*x = GetDeadLetterRequest{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDeadLetterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDeadLetterRequest) ProtoMessage() {}
+
+func (x *GetDeadLetterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDeadLetterRequest.ProtoReflect.Descriptor instead.
+func (*GetDeadLetterRequest) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetDeadLetterRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *GetDeadLetterRequest) GetMaxValueBytes() uint32 {
+	if x != nil {
+		return x.MaxValueBytes
+	}
+	return 0
+}
+
+// GetDeadLetterResponse is a dead letter with what it holds.
+type GetDeadLetterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is known of it.
+	Letter *DeadLetter `protobuf:"bytes,1,opt,name=letter,proto3" json:"letter,omitempty"`
+	// Its Kafka key; at most the first 4 KiB.
+	Key []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Its original headers, in their order; at most the first 128, and the first 4 KiB of each.
+	Headers []*DeadLetterHeader `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
+	// The beginning of its value; letter.value_size says how long the whole is.
+	Value         []byte `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDeadLetterResponse) Reset() {
+	*x = GetDeadLetterResponse{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDeadLetterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDeadLetterResponse) ProtoMessage() {}
+
+func (x *GetDeadLetterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDeadLetterResponse.ProtoReflect.Descriptor instead.
+func (*GetDeadLetterResponse) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetDeadLetterResponse) GetLetter() *DeadLetter {
+	if x != nil {
+		return x.Letter
+	}
+	return nil
+}
+
+func (x *GetDeadLetterResponse) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *GetDeadLetterResponse) GetHeaders() []*DeadLetterHeader {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *GetDeadLetterResponse) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+// DeadLetterHeader is a Kafka header.
+type DeadLetterHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name; bytes that are no text are replaced.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Its value.
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetterHeader) Reset() {
+	*x = DeadLetterHeader{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetterHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetterHeader) ProtoMessage() {}
+
+func (x *DeadLetterHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetterHeader.ProtoReflect.Descriptor instead.
+func (*DeadLetterHeader) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeadLetterHeader) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DeadLetterHeader) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+// ReplayDeadLetterRequest names a dead letter.
+type ReplayDeadLetterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Replay it although it is not verified.
+	AllowUnverified bool `protobuf:"varint,2,opt,name=allow_unverified,json=allowUnverified,proto3" json:"allow_unverified,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ReplayDeadLetterRequest) Reset() {
+	*x = ReplayDeadLetterRequest{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayDeadLetterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayDeadLetterRequest) ProtoMessage() {}
+
+func (x *ReplayDeadLetterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayDeadLetterRequest.ProtoReflect.Descriptor instead.
+func (*ReplayDeadLetterRequest) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ReplayDeadLetterRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ReplayDeadLetterRequest) GetAllowUnverified() bool {
+	if x != nil {
+		return x.AllowUnverified
+	}
+	return false
+}
+
+// ReplayDeadLetterResponse says where the message is now.
+type ReplayDeadLetterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Topic that it was written to.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Partition that it was written to.
+	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Offset that Kafka gave it.
+	Offset        int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayDeadLetterResponse) Reset() {
+	*x = ReplayDeadLetterResponse{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayDeadLetterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayDeadLetterResponse) ProtoMessage() {}
+
+func (x *ReplayDeadLetterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayDeadLetterResponse.ProtoReflect.Descriptor instead.
+func (*ReplayDeadLetterResponse) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ReplayDeadLetterResponse) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *ReplayDeadLetterResponse) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *ReplayDeadLetterResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+// DropDeadLetterRequest names a dead letter.
+type DropDeadLetterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropDeadLetterRequest) Reset() {
+	*x = DropDeadLetterRequest{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropDeadLetterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropDeadLetterRequest) ProtoMessage() {}
+
+func (x *DropDeadLetterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropDeadLetterRequest.ProtoReflect.Descriptor instead.
+func (*DropDeadLetterRequest) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DropDeadLetterRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// DropDeadLetterResponse is empty.
+type DropDeadLetterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropDeadLetterResponse) Reset() {
+	*x = DropDeadLetterResponse{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropDeadLetterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropDeadLetterResponse) ProtoMessage() {}
+
+func (x *DropDeadLetterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropDeadLetterResponse.ProtoReflect.Descriptor instead.
+func (*DropDeadLetterResponse) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{29}
+}
+
 var File_axion_plane_v1_operator_proto protoreflect.FileDescriptor
 
 const file_axion_plane_v1_operator_proto_rawDesc = "" +
@@ -1471,7 +2175,61 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	"\abatches\x18\x01 \x03(\v2/.axion.plane.v1.GetMetricsResponse.BatchesEntryR\abatches\x1aY\n" +
 	"\fBatchesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.axion.runner.v1.MetricsBatchR\x05value:\x028\x012\xdd\x06\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.axion.runner.v1.MetricsBatchR\x05value:\x028\x01\"\x80\x01\n" +
+	"\x16ListDeadLettersRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\x04R\x06before\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"c\n" +
+	"\x17ListDeadLettersResponse\x124\n" +
+	"\aletters\x18\x01 \x03(\v2\x1a.axion.plane.v1.DeadLetterR\aletters\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x04R\x04next\"\x97\x04\n" +
+	"\n" +
+	"DeadLetter\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x03 \x01(\tR\tclusterId\x12\x1a\n" +
+	"\bverified\x18\x04 \x01(\bR\bverified\x12\x14\n" +
+	"\x05topic\x18\x05 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x06 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\a \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04type\x18\b \x01(\tR\x04type\x12\x1d\n" +
+	"\n" +
+	"command_id\x18\t \x01(\tR\tcommandId\x12\x14\n" +
+	"\x05class\x18\n" +
+	" \x01(\tR\x05class\x12\x12\n" +
+	"\x04code\x18\v \x01(\tR\x04code\x12\x16\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x12\x1a\n" +
+	"\battempts\x18\r \x01(\x04R\battempts\x125\n" +
+	"\bfirst_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\afirstAt\x123\n" +
+	"\alast_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x06lastAt\x12\x1d\n" +
+	"\n" +
+	"value_size\x18\x10 \x01(\x04R\tvalueSize\x12;\n" +
+	"\vreplayed_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"replayedAt\"N\n" +
+	"\x14GetDeadLetterRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
+	"\x0fmax_value_bytes\x18\x02 \x01(\rR\rmaxValueBytes\"\xaf\x01\n" +
+	"\x15GetDeadLetterResponse\x122\n" +
+	"\x06letter\x18\x01 \x01(\v2\x1a.axion.plane.v1.DeadLetterR\x06letter\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12:\n" +
+	"\aheaders\x18\x03 \x03(\v2 .axion.plane.v1.DeadLetterHeaderR\aheaders\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\fR\x05value\":\n" +
+	"\x10DeadLetterHeader\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"T\n" +
+	"\x17ReplayDeadLetterRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12)\n" +
+	"\x10allow_unverified\x18\x02 \x01(\bR\x0fallowUnverified\"f\n" +
+	"\x18ReplayDeadLetterResponse\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\"'\n" +
+	"\x15DropDeadLetterRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x18\n" +
+	"\x16DropDeadLetterResponse2\xe7\t\n" +
 	"\bOperator\x12V\n" +
 	"\vCreateToken\x12\".axion.plane.v1.CreateTokenRequest\x1a#.axion.plane.v1.CreateTokenResponse\x12S\n" +
 	"\n" +
@@ -1486,7 +2244,11 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"StreamLogs\x12!.axion.plane.v1.StreamLogsRequest\x1a\x19.axion.runner.v1.LogBatch0\x01\x12S\n" +
 	"\n" +
-	"GetMetrics\x12!.axion.plane.v1.GetMetricsRequest\x1a\".axion.plane.v1.GetMetricsResponseB<Z:github.com/axion/runner-agent/proto/axion/plane/v1;planev1b\x06proto3"
+	"GetMetrics\x12!.axion.plane.v1.GetMetricsRequest\x1a\".axion.plane.v1.GetMetricsResponse\x12b\n" +
+	"\x0fListDeadLetters\x12&.axion.plane.v1.ListDeadLettersRequest\x1a'.axion.plane.v1.ListDeadLettersResponse\x12\\\n" +
+	"\rGetDeadLetter\x12$.axion.plane.v1.GetDeadLetterRequest\x1a%.axion.plane.v1.GetDeadLetterResponse\x12e\n" +
+	"\x10ReplayDeadLetter\x12'.axion.plane.v1.ReplayDeadLetterRequest\x1a(.axion.plane.v1.ReplayDeadLetterResponse\x12_\n" +
+	"\x0eDropDeadLetter\x12%.axion.plane.v1.DropDeadLetterRequest\x1a&.axion.plane.v1.DropDeadLetterResponseB<Z:github.com/axion/runner-agent/proto/axion/plane/v1;planev1b\x06proto3"
 
 var (
 	file_axion_plane_v1_operator_proto_rawDescOnce sync.Once
@@ -1500,88 +2262,112 @@ func file_axion_plane_v1_operator_proto_rawDescGZIP() []byte {
 	return file_axion_plane_v1_operator_proto_rawDescData
 }
 
-var file_axion_plane_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_axion_plane_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_axion_plane_v1_operator_proto_goTypes = []any{
-	(*CreateTokenRequest)(nil),    // 0: axion.plane.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 1: axion.plane.v1.CreateTokenResponse
-	(*Token)(nil),                 // 2: axion.plane.v1.Token
-	(*ListTokensRequest)(nil),     // 3: axion.plane.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 4: axion.plane.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 5: axion.plane.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 6: axion.plane.v1.RevokeTokenResponse
-	(*ListAgentsRequest)(nil),     // 7: axion.plane.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),    // 8: axion.plane.v1.ListAgentsResponse
-	(*Agent)(nil),                 // 9: axion.plane.v1.Agent
-	(*RemoveAgentRequest)(nil),    // 10: axion.plane.v1.RemoveAgentRequest
-	(*RemoveAgentResponse)(nil),   // 11: axion.plane.v1.RemoveAgentResponse
-	(*SubmitCommandRequest)(nil),  // 12: axion.plane.v1.SubmitCommandRequest
-	(*SubmitCommandResponse)(nil), // 13: axion.plane.v1.SubmitCommandResponse
-	(*WatchEventsRequest)(nil),    // 14: axion.plane.v1.WatchEventsRequest
-	(*EventRecord)(nil),           // 15: axion.plane.v1.EventRecord
-	(*SendRequestRequest)(nil),    // 16: axion.plane.v1.SendRequestRequest
-	(*StreamLogsRequest)(nil),     // 17: axion.plane.v1.StreamLogsRequest
-	(*GetMetricsRequest)(nil),     // 18: axion.plane.v1.GetMetricsRequest
-	(*GetMetricsResponse)(nil),    // 19: axion.plane.v1.GetMetricsResponse
-	nil,                           // 20: axion.plane.v1.GetMetricsResponse.BatchesEntry
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*v1.NodeFacts)(nil),          // 23: axion.runner.v1.NodeFacts
-	(*v1.HealthWarning)(nil),      // 24: axion.runner.v1.HealthWarning
-	(*v1.StackDeploy)(nil),        // 25: axion.runner.v1.StackDeploy
-	(*v1.StackRemove)(nil),        // 26: axion.runner.v1.StackRemove
-	(*v1.ServiceScale)(nil),       // 27: axion.runner.v1.ServiceScale
-	(*v1.Request)(nil),            // 28: axion.runner.v1.Request
-	(*v1.OpenLogs)(nil),           // 29: axion.runner.v1.OpenLogs
-	(*v1.MetricsBatch)(nil),       // 30: axion.runner.v1.MetricsBatch
-	(*v1.Response)(nil),           // 31: axion.runner.v1.Response
-	(*v1.LogBatch)(nil),           // 32: axion.runner.v1.LogBatch
+	(*CreateTokenRequest)(nil),       // 0: axion.plane.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 1: axion.plane.v1.CreateTokenResponse
+	(*Token)(nil),                    // 2: axion.plane.v1.Token
+	(*ListTokensRequest)(nil),        // 3: axion.plane.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 4: axion.plane.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 5: axion.plane.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 6: axion.plane.v1.RevokeTokenResponse
+	(*ListAgentsRequest)(nil),        // 7: axion.plane.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 8: axion.plane.v1.ListAgentsResponse
+	(*Agent)(nil),                    // 9: axion.plane.v1.Agent
+	(*RemoveAgentRequest)(nil),       // 10: axion.plane.v1.RemoveAgentRequest
+	(*RemoveAgentResponse)(nil),      // 11: axion.plane.v1.RemoveAgentResponse
+	(*SubmitCommandRequest)(nil),     // 12: axion.plane.v1.SubmitCommandRequest
+	(*SubmitCommandResponse)(nil),    // 13: axion.plane.v1.SubmitCommandResponse
+	(*WatchEventsRequest)(nil),       // 14: axion.plane.v1.WatchEventsRequest
+	(*EventRecord)(nil),              // 15: axion.plane.v1.EventRecord
+	(*SendRequestRequest)(nil),       // 16: axion.plane.v1.SendRequestRequest
+	(*StreamLogsRequest)(nil),        // 17: axion.plane.v1.StreamLogsRequest
+	(*GetMetricsRequest)(nil),        // 18: axion.plane.v1.GetMetricsRequest
+	(*GetMetricsResponse)(nil),       // 19: axion.plane.v1.GetMetricsResponse
+	(*ListDeadLettersRequest)(nil),   // 20: axion.plane.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),  // 21: axion.plane.v1.ListDeadLettersResponse
+	(*DeadLetter)(nil),               // 22: axion.plane.v1.DeadLetter
+	(*GetDeadLetterRequest)(nil),     // 23: axion.plane.v1.GetDeadLetterRequest
+	(*GetDeadLetterResponse)(nil),    // 24: axion.plane.v1.GetDeadLetterResponse
+	(*DeadLetterHeader)(nil),         // 25: axion.plane.v1.DeadLetterHeader
+	(*ReplayDeadLetterRequest)(nil),  // 26: axion.plane.v1.ReplayDeadLetterRequest
+	(*ReplayDeadLetterResponse)(nil), // 27: axion.plane.v1.ReplayDeadLetterResponse
+	(*DropDeadLetterRequest)(nil),    // 28: axion.plane.v1.DropDeadLetterRequest
+	(*DropDeadLetterResponse)(nil),   // 29: axion.plane.v1.DropDeadLetterResponse
+	nil,                              // 30: axion.plane.v1.GetMetricsResponse.BatchesEntry
+	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
+	(*v1.NodeFacts)(nil),             // 33: axion.runner.v1.NodeFacts
+	(*v1.HealthWarning)(nil),         // 34: axion.runner.v1.HealthWarning
+	(*v1.StackDeploy)(nil),           // 35: axion.runner.v1.StackDeploy
+	(*v1.StackRemove)(nil),           // 36: axion.runner.v1.StackRemove
+	(*v1.ServiceScale)(nil),          // 37: axion.runner.v1.ServiceScale
+	(*v1.Request)(nil),               // 38: axion.runner.v1.Request
+	(*v1.OpenLogs)(nil),              // 39: axion.runner.v1.OpenLogs
+	(*v1.MetricsBatch)(nil),          // 40: axion.runner.v1.MetricsBatch
+	(*v1.Response)(nil),              // 41: axion.runner.v1.Response
+	(*v1.LogBatch)(nil),              // 42: axion.runner.v1.LogBatch
 }
 var file_axion_plane_v1_operator_proto_depIdxs = []int32{
-	21, // 0: axion.plane.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	31, // 0: axion.plane.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 1: axion.plane.v1.CreateTokenResponse.info:type_name -> axion.plane.v1.Token
-	22, // 2: axion.plane.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	22, // 3: axion.plane.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 2: axion.plane.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	32, // 3: axion.plane.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
 	2,  // 4: axion.plane.v1.ListTokensResponse.tokens:type_name -> axion.plane.v1.Token
 	9,  // 5: axion.plane.v1.ListAgentsResponse.agents:type_name -> axion.plane.v1.Agent
-	23, // 6: axion.plane.v1.Agent.node:type_name -> axion.runner.v1.NodeFacts
-	22, // 7: axion.plane.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	22, // 8: axion.plane.v1.Agent.enrolled_at:type_name -> google.protobuf.Timestamp
-	22, // 9: axion.plane.v1.Agent.certificate_not_after:type_name -> google.protobuf.Timestamp
-	24, // 10: axion.plane.v1.Agent.warnings:type_name -> axion.runner.v1.HealthWarning
-	21, // 11: axion.plane.v1.SubmitCommandRequest.time_to_live:type_name -> google.protobuf.Duration
-	25, // 12: axion.plane.v1.SubmitCommandRequest.stack_deploy:type_name -> axion.runner.v1.StackDeploy
-	26, // 13: axion.plane.v1.SubmitCommandRequest.stack_remove:type_name -> axion.runner.v1.StackRemove
-	27, // 14: axion.plane.v1.SubmitCommandRequest.service_scale:type_name -> axion.runner.v1.ServiceScale
-	22, // 15: axion.plane.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
-	28, // 16: axion.plane.v1.SendRequestRequest.request:type_name -> axion.runner.v1.Request
-	29, // 17: axion.plane.v1.StreamLogsRequest.open:type_name -> axion.runner.v1.OpenLogs
-	20, // 18: axion.plane.v1.GetMetricsResponse.batches:type_name -> axion.plane.v1.GetMetricsResponse.BatchesEntry
-	30, // 19: axion.plane.v1.GetMetricsResponse.BatchesEntry.value:type_name -> axion.runner.v1.MetricsBatch
-	0,  // 20: axion.plane.v1.Operator.CreateToken:input_type -> axion.plane.v1.CreateTokenRequest
-	3,  // 21: axion.plane.v1.Operator.ListTokens:input_type -> axion.plane.v1.ListTokensRequest
-	5,  // 22: axion.plane.v1.Operator.RevokeToken:input_type -> axion.plane.v1.RevokeTokenRequest
-	7,  // 23: axion.plane.v1.Operator.ListAgents:input_type -> axion.plane.v1.ListAgentsRequest
-	10, // 24: axion.plane.v1.Operator.RemoveAgent:input_type -> axion.plane.v1.RemoveAgentRequest
-	12, // 25: axion.plane.v1.Operator.SubmitCommand:input_type -> axion.plane.v1.SubmitCommandRequest
-	14, // 26: axion.plane.v1.Operator.WatchEvents:input_type -> axion.plane.v1.WatchEventsRequest
-	16, // 27: axion.plane.v1.Operator.SendRequest:input_type -> axion.plane.v1.SendRequestRequest
-	17, // 28: axion.plane.v1.Operator.StreamLogs:input_type -> axion.plane.v1.StreamLogsRequest
-	18, // 29: axion.plane.v1.Operator.GetMetrics:input_type -> axion.plane.v1.GetMetricsRequest
-	1,  // 30: axion.plane.v1.Operator.CreateToken:output_type -> axion.plane.v1.CreateTokenResponse
-	4,  // 31: axion.plane.v1.Operator.ListTokens:output_type -> axion.plane.v1.ListTokensResponse
-	6,  // 32: axion.plane.v1.Operator.RevokeToken:output_type -> axion.plane.v1.RevokeTokenResponse
-	8,  // 33: axion.plane.v1.Operator.ListAgents:output_type -> axion.plane.v1.ListAgentsResponse
-	11, // 34: axion.plane.v1.Operator.RemoveAgent:output_type -> axion.plane.v1.RemoveAgentResponse
-	13, // 35: axion.plane.v1.Operator.SubmitCommand:output_type -> axion.plane.v1.SubmitCommandResponse
-	15, // 36: axion.plane.v1.Operator.WatchEvents:output_type -> axion.plane.v1.EventRecord
-	31, // 37: axion.plane.v1.Operator.SendRequest:output_type -> axion.runner.v1.Response
-	32, // 38: axion.plane.v1.Operator.StreamLogs:output_type -> axion.runner.v1.LogBatch
-	19, // 39: axion.plane.v1.Operator.GetMetrics:output_type -> axion.plane.v1.GetMetricsResponse
-	30, // [30:40] is the sub-list for method output_type
-	20, // [20:30] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	33, // 6: axion.plane.v1.Agent.node:type_name -> axion.runner.v1.NodeFacts
+	32, // 7: axion.plane.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	32, // 8: axion.plane.v1.Agent.enrolled_at:type_name -> google.protobuf.Timestamp
+	32, // 9: axion.plane.v1.Agent.certificate_not_after:type_name -> google.protobuf.Timestamp
+	34, // 10: axion.plane.v1.Agent.warnings:type_name -> axion.runner.v1.HealthWarning
+	31, // 11: axion.plane.v1.SubmitCommandRequest.time_to_live:type_name -> google.protobuf.Duration
+	35, // 12: axion.plane.v1.SubmitCommandRequest.stack_deploy:type_name -> axion.runner.v1.StackDeploy
+	36, // 13: axion.plane.v1.SubmitCommandRequest.stack_remove:type_name -> axion.runner.v1.StackRemove
+	37, // 14: axion.plane.v1.SubmitCommandRequest.service_scale:type_name -> axion.runner.v1.ServiceScale
+	32, // 15: axion.plane.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	38, // 16: axion.plane.v1.SendRequestRequest.request:type_name -> axion.runner.v1.Request
+	39, // 17: axion.plane.v1.StreamLogsRequest.open:type_name -> axion.runner.v1.OpenLogs
+	30, // 18: axion.plane.v1.GetMetricsResponse.batches:type_name -> axion.plane.v1.GetMetricsResponse.BatchesEntry
+	22, // 19: axion.plane.v1.ListDeadLettersResponse.letters:type_name -> axion.plane.v1.DeadLetter
+	32, // 20: axion.plane.v1.DeadLetter.first_at:type_name -> google.protobuf.Timestamp
+	32, // 21: axion.plane.v1.DeadLetter.last_at:type_name -> google.protobuf.Timestamp
+	32, // 22: axion.plane.v1.DeadLetter.replayed_at:type_name -> google.protobuf.Timestamp
+	22, // 23: axion.plane.v1.GetDeadLetterResponse.letter:type_name -> axion.plane.v1.DeadLetter
+	25, // 24: axion.plane.v1.GetDeadLetterResponse.headers:type_name -> axion.plane.v1.DeadLetterHeader
+	40, // 25: axion.plane.v1.GetMetricsResponse.BatchesEntry.value:type_name -> axion.runner.v1.MetricsBatch
+	0,  // 26: axion.plane.v1.Operator.CreateToken:input_type -> axion.plane.v1.CreateTokenRequest
+	3,  // 27: axion.plane.v1.Operator.ListTokens:input_type -> axion.plane.v1.ListTokensRequest
+	5,  // 28: axion.plane.v1.Operator.RevokeToken:input_type -> axion.plane.v1.RevokeTokenRequest
+	7,  // 29: axion.plane.v1.Operator.ListAgents:input_type -> axion.plane.v1.ListAgentsRequest
+	10, // 30: axion.plane.v1.Operator.RemoveAgent:input_type -> axion.plane.v1.RemoveAgentRequest
+	12, // 31: axion.plane.v1.Operator.SubmitCommand:input_type -> axion.plane.v1.SubmitCommandRequest
+	14, // 32: axion.plane.v1.Operator.WatchEvents:input_type -> axion.plane.v1.WatchEventsRequest
+	16, // 33: axion.plane.v1.Operator.SendRequest:input_type -> axion.plane.v1.SendRequestRequest
+	17, // 34: axion.plane.v1.Operator.StreamLogs:input_type -> axion.plane.v1.StreamLogsRequest
+	18, // 35: axion.plane.v1.Operator.GetMetrics:input_type -> axion.plane.v1.GetMetricsRequest
+	20, // 36: axion.plane.v1.Operator.ListDeadLetters:input_type -> axion.plane.v1.ListDeadLettersRequest
+	23, // 37: axion.plane.v1.Operator.GetDeadLetter:input_type -> axion.plane.v1.GetDeadLetterRequest
+	26, // 38: axion.plane.v1.Operator.ReplayDeadLetter:input_type -> axion.plane.v1.ReplayDeadLetterRequest
+	28, // 39: axion.plane.v1.Operator.DropDeadLetter:input_type -> axion.plane.v1.DropDeadLetterRequest
+	1,  // 40: axion.plane.v1.Operator.CreateToken:output_type -> axion.plane.v1.CreateTokenResponse
+	4,  // 41: axion.plane.v1.Operator.ListTokens:output_type -> axion.plane.v1.ListTokensResponse
+	6,  // 42: axion.plane.v1.Operator.RevokeToken:output_type -> axion.plane.v1.RevokeTokenResponse
+	8,  // 43: axion.plane.v1.Operator.ListAgents:output_type -> axion.plane.v1.ListAgentsResponse
+	11, // 44: axion.plane.v1.Operator.RemoveAgent:output_type -> axion.plane.v1.RemoveAgentResponse
+	13, // 45: axion.plane.v1.Operator.SubmitCommand:output_type -> axion.plane.v1.SubmitCommandResponse
+	15, // 46: axion.plane.v1.Operator.WatchEvents:output_type -> axion.plane.v1.EventRecord
+	41, // 47: axion.plane.v1.Operator.SendRequest:output_type -> axion.runner.v1.Response
+	42, // 48: axion.plane.v1.Operator.StreamLogs:output_type -> axion.runner.v1.LogBatch
+	19, // 49: axion.plane.v1.Operator.GetMetrics:output_type -> axion.plane.v1.GetMetricsResponse
+	21, // 50: axion.plane.v1.Operator.ListDeadLetters:output_type -> axion.plane.v1.ListDeadLettersResponse
+	24, // 51: axion.plane.v1.Operator.GetDeadLetter:output_type -> axion.plane.v1.GetDeadLetterResponse
+	27, // 52: axion.plane.v1.Operator.ReplayDeadLetter:output_type -> axion.plane.v1.ReplayDeadLetterResponse
+	29, // 53: axion.plane.v1.Operator.DropDeadLetter:output_type -> axion.plane.v1.DropDeadLetterResponse
+	40, // [40:54] is the sub-list for method output_type
+	26, // [26:40] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_axion_plane_v1_operator_proto_init() }
@@ -1600,7 +2386,7 @@ func file_axion_plane_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_axion_plane_v1_operator_proto_rawDesc), len(file_axion_plane_v1_operator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

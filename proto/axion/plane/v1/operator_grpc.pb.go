@@ -20,16 +20,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Operator_CreateToken_FullMethodName   = "/axion.plane.v1.Operator/CreateToken"
-	Operator_ListTokens_FullMethodName    = "/axion.plane.v1.Operator/ListTokens"
-	Operator_RevokeToken_FullMethodName   = "/axion.plane.v1.Operator/RevokeToken"
-	Operator_ListAgents_FullMethodName    = "/axion.plane.v1.Operator/ListAgents"
-	Operator_RemoveAgent_FullMethodName   = "/axion.plane.v1.Operator/RemoveAgent"
-	Operator_SubmitCommand_FullMethodName = "/axion.plane.v1.Operator/SubmitCommand"
-	Operator_WatchEvents_FullMethodName   = "/axion.plane.v1.Operator/WatchEvents"
-	Operator_SendRequest_FullMethodName   = "/axion.plane.v1.Operator/SendRequest"
-	Operator_StreamLogs_FullMethodName    = "/axion.plane.v1.Operator/StreamLogs"
-	Operator_GetMetrics_FullMethodName    = "/axion.plane.v1.Operator/GetMetrics"
+	Operator_CreateToken_FullMethodName      = "/axion.plane.v1.Operator/CreateToken"
+	Operator_ListTokens_FullMethodName       = "/axion.plane.v1.Operator/ListTokens"
+	Operator_RevokeToken_FullMethodName      = "/axion.plane.v1.Operator/RevokeToken"
+	Operator_ListAgents_FullMethodName       = "/axion.plane.v1.Operator/ListAgents"
+	Operator_RemoveAgent_FullMethodName      = "/axion.plane.v1.Operator/RemoveAgent"
+	Operator_SubmitCommand_FullMethodName    = "/axion.plane.v1.Operator/SubmitCommand"
+	Operator_WatchEvents_FullMethodName      = "/axion.plane.v1.Operator/WatchEvents"
+	Operator_SendRequest_FullMethodName      = "/axion.plane.v1.Operator/SendRequest"
+	Operator_StreamLogs_FullMethodName       = "/axion.plane.v1.Operator/StreamLogs"
+	Operator_GetMetrics_FullMethodName       = "/axion.plane.v1.Operator/GetMetrics"
+	Operator_ListDeadLetters_FullMethodName  = "/axion.plane.v1.Operator/ListDeadLetters"
+	Operator_GetDeadLetter_FullMethodName    = "/axion.plane.v1.Operator/GetDeadLetter"
+	Operator_ReplayDeadLetter_FullMethodName = "/axion.plane.v1.Operator/ReplayDeadLetter"
+	Operator_DropDeadLetter_FullMethodName   = "/axion.plane.v1.Operator/DropDeadLetter"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -59,6 +63,14 @@ type OperatorClient interface {
 	StreamLogs(ctx context.Context, in *StreamLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.LogBatch], error)
 	// GetMetrics returns the newest samples of the agents.
 	GetMetrics(ctx context.Context, in *GetMetricsRequest, opts ...grpc.CallOption) (*GetMetricsResponse, error)
+	// ListDeadLetters lists what agents could not read, newest first.
+	ListDeadLetters(ctx context.Context, in *ListDeadLettersRequest, opts ...grpc.CallOption) (*ListDeadLettersResponse, error)
+	// GetDeadLetter returns a dead letter with its headers and value. They may hold secrets.
+	GetDeadLetter(ctx context.Context, in *GetDeadLetterRequest, opts ...grpc.CallOption) (*GetDeadLetterResponse, error)
+	// ReplayDeadLetter writes a dead letter's key, value and original headers to its original topic again. That can be done once.
+	ReplayDeadLetter(ctx context.Context, in *ReplayDeadLetterRequest, opts ...grpc.CallOption) (*ReplayDeadLetterResponse, error)
+	// DropDeadLetter erases a dead letter from the plane's store.
+	DropDeadLetter(ctx context.Context, in *DropDeadLetterRequest, opts ...grpc.CallOption) (*DropDeadLetterResponse, error)
 }
 
 type operatorClient struct {
@@ -187,6 +199,46 @@ func (c *operatorClient) GetMetrics(ctx context.Context, in *GetMetricsRequest, 
 	return out, nil
 }
 
+func (c *operatorClient) ListDeadLetters(ctx context.Context, in *ListDeadLettersRequest, opts ...grpc.CallOption) (*ListDeadLettersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDeadLettersResponse)
+	err := c.cc.Invoke(ctx, Operator_ListDeadLetters_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) GetDeadLetter(ctx context.Context, in *GetDeadLetterRequest, opts ...grpc.CallOption) (*GetDeadLetterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetDeadLetterResponse)
+	err := c.cc.Invoke(ctx, Operator_GetDeadLetter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) ReplayDeadLetter(ctx context.Context, in *ReplayDeadLetterRequest, opts ...grpc.CallOption) (*ReplayDeadLetterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplayDeadLetterResponse)
+	err := c.cc.Invoke(ctx, Operator_ReplayDeadLetter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) DropDeadLetter(ctx context.Context, in *DropDeadLetterRequest, opts ...grpc.CallOption) (*DropDeadLetterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropDeadLetterResponse)
+	err := c.cc.Invoke(ctx, Operator_DropDeadLetter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorServer is the server API for Operator service.
 // All implementations must embed UnimplementedOperatorServer
 // for forward compatibility.
@@ -214,6 +266,14 @@ type OperatorServer interface {
 	StreamLogs(*StreamLogsRequest, grpc.ServerStreamingServer[v1.LogBatch]) error
 	// GetMetrics returns the newest samples of the agents.
 	GetMetrics(context.Context, *GetMetricsRequest) (*GetMetricsResponse, error)
+	// ListDeadLetters lists what agents could not read, newest first.
+	ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error)
+	// GetDeadLetter returns a dead letter with its headers and value. They may hold secrets.
+	GetDeadLetter(context.Context, *GetDeadLetterRequest) (*GetDeadLetterResponse, error)
+	// ReplayDeadLetter writes a dead letter's key, value and original headers to its original topic again. That can be done once.
+	ReplayDeadLetter(context.Context, *ReplayDeadLetterRequest) (*ReplayDeadLetterResponse, error)
+	// DropDeadLetter erases a dead letter from the plane's store.
+	DropDeadLetter(context.Context, *DropDeadLetterRequest) (*DropDeadLetterResponse, error)
 	mustEmbedUnimplementedOperatorServer()
 }
 
@@ -253,6 +313,18 @@ func (UnimplementedOperatorServer) StreamLogs(*StreamLogsRequest, grpc.ServerStr
 }
 func (UnimplementedOperatorServer) GetMetrics(context.Context, *GetMetricsRequest) (*GetMetricsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetMetrics not implemented")
+}
+func (UnimplementedOperatorServer) ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDeadLetters not implemented")
+}
+func (UnimplementedOperatorServer) GetDeadLetter(context.Context, *GetDeadLetterRequest) (*GetDeadLetterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetDeadLetter not implemented")
+}
+func (UnimplementedOperatorServer) ReplayDeadLetter(context.Context, *ReplayDeadLetterRequest) (*ReplayDeadLetterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReplayDeadLetter not implemented")
+}
+func (UnimplementedOperatorServer) DropDeadLetter(context.Context, *DropDeadLetterRequest) (*DropDeadLetterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropDeadLetter not implemented")
 }
 func (UnimplementedOperatorServer) mustEmbedUnimplementedOperatorServer() {}
 func (UnimplementedOperatorServer) testEmbeddedByValue()                  {}
@@ -441,6 +513,78 @@ func _Operator_GetMetrics_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_ListDeadLetters_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDeadLettersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ListDeadLetters(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ListDeadLetters_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ListDeadLetters(ctx, req.(*ListDeadLettersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_GetDeadLetter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetDeadLetterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).GetDeadLetter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_GetDeadLetter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).GetDeadLetter(ctx, req.(*GetDeadLetterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_ReplayDeadLetter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplayDeadLetterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ReplayDeadLetter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ReplayDeadLetter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ReplayDeadLetter(ctx, req.(*ReplayDeadLetterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_DropDeadLetter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropDeadLetterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).DropDeadLetter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_DropDeadLetter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).DropDeadLetter(ctx, req.(*DropDeadLetterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operator_ServiceDesc is the grpc.ServiceDesc for Operator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -479,6 +623,22 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetMetrics",
 			Handler:    _Operator_GetMetrics_Handler,
+		},
+		{
+			MethodName: "ListDeadLetters",
+			Handler:    _Operator_ListDeadLetters_Handler,
+		},
+		{
+			MethodName: "GetDeadLetter",
+			Handler:    _Operator_GetDeadLetter_Handler,
+		},
+		{
+			MethodName: "ReplayDeadLetter",
+			Handler:    _Operator_ReplayDeadLetter_Handler,
+		},
+		{
+			MethodName: "DropDeadLetter",
+			Handler:    _Operator_DropDeadLetter_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
