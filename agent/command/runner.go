@@ -89,8 +89,12 @@ type Runner struct {
 	wg    sync.WaitGroup
 
 	mu       sync.Mutex
-	inflight map[string]*command // by command id
+	inflight map[delivery]*command
 }
+
+// delivery names a piece of work. A command that is handed on comes back with the same id by the cluster's topic, maybe before handing it on has ended; that
+// is another piece of work, and must not be taken for the first.
+type delivery struct{ topic, commandID string }
 
 // New returns a Runner; it starts nothing.
 func New(cfg Config, deps Deps) (*Runner, error) {
@@ -102,7 +106,7 @@ func New(cfg Config, deps Deps) (*Runner, error) {
 	case cfg.MaxMessageBytes <= 0 || cfg.DefaultTimeout <= 0:
 		return nil, errors.New("command: the message limit and the default timeout must be positive")
 	}
-	return &Runner{cfg: cfg, deps: deps, queue: newQueue(cfg.MaxConcurrent), inflight: map[string]*command{}}, nil
+	return &Runner{cfg: cfg, deps: deps, queue: newQueue(cfg.MaxConcurrent), inflight: map[delivery]*command{}}, nil
 }
 
 // command is one command on its way.
@@ -128,8 +132,10 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	e, err := envelope.Parse(m.Headers, m.Value, r.cfg.MaxMessageBytes)
 	log := r.deps.Log.With("command_id", e.ID, "correlation_id", correlation(e), "type", e.Type)
 
+	key := delivery{m.Topic, e.ID}
+
 	r.mu.Lock()
-	if running, ok := r.inflight[e.ID]; ok && err == nil {
+	if running, ok := r.inflight[key]; ok && err == nil {
 		r.mu.Unlock()
 		log.Info("command delivered again while it runs")
 		return running.done
@@ -137,7 +143,7 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	c := &command{envelope: e, message: m, log: log, done: make(chan struct{})}
 	c.run, c.cancel = context.WithCancelCause(ctx)
 	if err == nil {
-		r.inflight[e.ID] = c
+		r.inflight[key] = c
 		c.payload, err = e.Message()
 	}
 	r.mu.Unlock()
@@ -150,8 +156,8 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 			close(c.done)
 		}
 		r.mu.Lock()
-		if r.inflight[e.ID] == c {
-			delete(r.inflight, e.ID)
+		if r.inflight[key] == c {
+			delete(r.inflight, key)
 		}
 		r.mu.Unlock()
 	}
@@ -271,11 +277,14 @@ func (r *Runner) settle(ctx context.Context, c *command, ev envelope.Envelope, g
 func (r *Runner) Cancel(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, ok := r.inflight[id]
-	if ok {
-		c.cancel(errCancelled)
+	found := false
+	for d, c := range r.inflight {
+		if d.commandID == id {
+			c.cancel(errCancelled)
+			found = true
+		}
 	}
-	return ok
+	return found
 }
 
 // Running lists the ids of the commands that run now, at most 64.
@@ -283,9 +292,9 @@ func (r *Runner) Running() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var ids []string
-	for id, c := range r.inflight {
+	for d, c := range r.inflight {
 		if c.running && len(ids) < 64 {
-			ids = append(ids, id)
+			ids = append(ids, d.commandID)
 		}
 	}
 	sort.Strings(ids)
