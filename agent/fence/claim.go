@@ -425,6 +425,30 @@ func listServices(ctx context.Context, api client.APIClient, stack string) ([]sw
 	return services, nil
 }
 
+// Look tells, without a claim, what the stack's head knows of a command: its outcome, or that it has been begun.
+func (f *Fence) Look(ctx context.Context, stack, command string) (outcome *Outcome, begun bool, err error) {
+	at, err := read(ctx, f.deps.Client(), stack)
+	if err != nil || at == nil {
+		return nil, false, err
+	}
+	if o, ok := at.head.outcome(command); ok {
+		return &o, true, nil
+	}
+	return nil, at.head.Command == command, nil
+}
+
+// StackOf returns the stack of a service, or "" if it belongs to none or does not exist.
+func (f *Fence) StackOf(ctx context.Context, service string) (string, error) {
+	s, _, err := f.deps.Client().ServiceInspectWithRaw(ctx, service, swarm.ServiceInspectOptions{})
+	switch {
+	case errdefs.IsNotFound(err):
+		return "", nil
+	case err != nil:
+		return "", failure.New(failure.Unavailable, "engine_unavailable", service, "service %s: %w", service, err)
+	}
+	return s.Spec.Labels[labelNamespace], nil
+}
+
 func isLost(err error) bool {
 	f := failure.Of(err)
 	return f != nil && f.Code == CodeLost

@@ -39,6 +39,9 @@ const (
 	keepRemoved = 30 * 24 * time.Hour
 )
 
+// API is the Docker client that is worked with.
+type API = client.APIClient
+
 // Config says who claims.
 type Config struct {
 	// Owner is this agent's id; it is written into each head that it claims.
@@ -52,7 +55,7 @@ type Config struct {
 // Deps are the parts that a Fence works with.
 type Deps struct {
 	// Client returns the engine's client of now; it is replaced when the engine comes back after an outage.
-	Client func() client.APIClient
+	Client func() API
 	// Assigned tells the consumer group generation in which the cluster's topic was assigned to this agent, and whether it is; nil means never. Only then does
 	// Run sweep.
 	Assigned func() (generation int32, ok bool)
