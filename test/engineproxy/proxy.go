@@ -125,14 +125,15 @@ func (p *Proxy) match(r *http.Request) *Held {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.log = append(p.log, r.Method+" "+r.URL.Path)
+	var hit *Held
 	for _, h := range p.holds {
 		if h.nth > 0 && r.Method == h.method && h.path.MatchString(r.URL.String()) {
 			if h.nth--; h.nth == 0 {
-				return h
+				hit = h
 			}
 		}
 	}
-	return nil
+	return hit
 }
 
 func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, forward http.Handler) {
