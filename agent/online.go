@@ -59,12 +59,12 @@ func (a *Agent) newOnline() (*online, error) {
 	}, bus.ProducerDeps{Log: o.log, Warn: a.warnings}); err != nil {
 		return o, err
 	}
-	if o.publisher, err = bus.NewPublisher(
-		bus.PublisherConfig{EventsTopic: access.GetEventsTopic()},
-		bus.PublisherDeps{Outbox: o.journal, Producer: o.producer, Sign: a.sign, Log: o.log, Warn: a.warnings}); err != nil {
+	if o.fence, err = o.newFence(); err != nil {
 		return o, err
 	}
-	if o.fence, err = o.newFence(); err != nil {
+	if o.publisher, err = bus.NewPublisher(
+		bus.PublisherConfig{EventsTopic: access.GetEventsTopic()},
+		bus.PublisherDeps{Outbox: o.outbox(), Producer: o.producer, Sign: a.sign, Log: o.log, Warn: a.warnings}); err != nil {
 		return o, err
 	}
 	if o.commands, err = command.New(command.Config{
@@ -100,6 +100,14 @@ func (o *online) newFence() (*fence.Fence, error) {
 		Manager:  func() bool { return a.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
 		Log:      o.log,
 	})
+}
+
+// outbox is the journal's, whose old outcomes are compared with the heads before they are sent.
+func (o *online) outbox() *comparedOutbox {
+	return &comparedOutbox{
+		Bolt: o.journal, look: o.fence.Look, started: o.agent.started, log: o.log, now: time.Now,
+		manager: func() bool { return o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
+	}
 }
 
 // newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.

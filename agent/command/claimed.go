@@ -89,6 +89,7 @@ func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress, exp
 		}
 	}
 	order.GroupGeneration = c.group.Load()
+	job.order = order
 	claim, outcome, err := r.deps.Fence.Claim(ctx, order)
 	var older *fence.Superseded
 	switch {
@@ -131,6 +132,7 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fe
 		return nil, c.run.Err()
 	}
 	outcome := outcomeOf(result, err)
+	outcome.Stack = job.order.Stack
 	outcome.Generation, outcome.StartedAt = claim.Generation(), timestamp(started)
 	r.complete(c, outcome)
 	var lost error

@@ -7,6 +7,8 @@ import (
 
 	"github.com/axion/runner-agent/agent/fence"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/envelope"
+	"github.com/axion/runner-agent/proto/failure"
 )
 
 const statusPrefix = "OUTCOME_STATUS_"
@@ -43,14 +45,51 @@ func shortened(text string) string {
 	return strings.ToValidUTF8(text[:maxRecordedText], "") + "…"
 }
 
-// recorded is the outcome that the head holds.
+// recorded is the outcome that the head holds, with what every outcome of the command says.
 func (r *Runner) recorded(c *command, o fence.Outcome) *runnerv1.CommandOutcome {
+	outcome := restored(o)
+	r.complete(c, outcome)
+	return outcome
+}
+
+// restored is the outcome that the head holds.
+func restored(o fence.Outcome) *runnerv1.CommandOutcome {
 	outcome := &runnerv1.CommandOutcome{}
 	if len(o.Detail) == 0 || proto.Unmarshal(o.Detail, outcome) != nil {
 		status := runnerv1.OutcomeStatus_value[statusPrefix+strings.ToUpper(o.Status)]
 		outcome = &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus(status)}
 	}
 	outcome.Generation = o.Generation
-	r.complete(c, outcome)
 	return outcome
+}
+
+// StackOf returns the stack that an outcome is about; it may be empty.
+func StackOf(ev envelope.Envelope) (string, error) {
+	outcome, err := outcomeIn(ev)
+	return outcome.GetStack(), err
+}
+
+// Corrected returns the outcome as the stack's head has it, and whether that is another one.
+func Corrected(ev envelope.Envelope, decided fence.Outcome) (envelope.Envelope, bool, error) {
+	told, err := outcomeIn(ev)
+	if err != nil || statusWord(told.GetStatus()) == decided.Status {
+		return ev, false, err
+	}
+	outcome := restored(decided)
+	outcome.Type, outcome.Stack = told.GetType(), told.GetStack()
+	as, err := envelope.New(ev.Source, outcome, ev.Time)
+	ev.Data, ev.ContentType = as.Data, as.ContentType
+	return ev, err == nil, err
+}
+
+func outcomeIn(ev envelope.Envelope) (*runnerv1.CommandOutcome, error) {
+	msg, err := ev.Message()
+	if err != nil {
+		return nil, err
+	}
+	outcome, ok := msg.(*runnerv1.CommandOutcome)
+	if !ok {
+		return nil, failure.New(failure.Internal, "no_outcome", ev.ID, "event %s is a %s and no outcome", ev.ID, ev.Type)
+	}
+	return outcome, nil
 }
