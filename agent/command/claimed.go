@@ -98,7 +98,9 @@ func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress, exp
 		refused.Status, refused.CurrentGeneration = runnerv1.OutcomeStatus_OUTCOME_STATUS_SUPERSEDED, older.Current
 		return refused, nil
 	case err != nil && failure.Of(err).Code == fence.CodeConflict:
-		return rejected(failure.Of(err)), nil
+		refused := rejected(failure.Of(err))
+		refused.CurrentGeneration = order.Generation // a plane that counts anew jumps ahead
+		return refused, nil
 	case err != nil:
 		return nil, err
 	case outcome != nil:

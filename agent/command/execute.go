@@ -1,7 +1,6 @@
 package command
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -53,18 +52,21 @@ func orderKey(msg proto.Message) string {
 	return key
 }
 
-// stackKey names the stack whose head the command counts in. The plane numbers a scaling with its stack's commands and says so in the message's key; a person's
-// message may have none, so that the Swarm is asked.
+// stackKey names the stack whose head the command counts in. Of a scaling the Swarm knows the stack; where the service is gone, the message's key tells it, because
+// the plane numbers a scaling with its stack's commands. A person's message may have any key.
 func (r *Runner) stackKey(ctx context.Context, c *command) (string, error) {
-	subject, key := subjectOf(c.payload), string(c.message.Key)
-	if key == subject || key != "" && strings.HasPrefix(subject, key+"_") || stackOf(c.payload) != "" {
-		if stackOf(c.payload) != "" {
-			return subject, nil
-		}
+	if name := stackOf(c.payload); name != "" {
+		return name, nil
+	}
+	service, key := subjectOf(c.payload), string(c.message.Key)
+	stack, err := r.deps.Fence.StackOf(ctx, service)
+	if err != nil || stack != "" {
+		return stack, err
+	}
+	if key != "" && strings.HasPrefix(service, key+"_") {
 		return key, nil
 	}
-	stack, err := r.deps.Fence.StackOf(ctx, subject)
-	return cmp.Or(stack, subject), err
+	return service, nil
 }
 
 func generationOf(msg proto.Message) uint64 {

@@ -397,6 +397,9 @@ func TestGenerations(t *testing.T) {
 		if o.GetStatus() != step.status || o.GetFailure().GetCode() != step.code || o.GetGeneration() != step.gen && step.status == succeeded {
 			t.Errorf("%s: %v", step.id, o)
 		}
+		if current := o.GetCurrentGeneration(); step.status != succeeded && current == 0 {
+			t.Errorf("%s: the current generation is not told: %v", step.id, o)
+		}
 	}
 	if o := run("older again", deploy("shop", 2)); o.GetCurrentGeneration() != 8 {
 		t.Errorf("the current generation is not told: %v", o)

@@ -183,10 +183,16 @@ func (f *fenced) ServiceCreate(ctx context.Context, spec swarm.ServiceSpec, o sw
 	switch {
 	case err == nil:
 		f.claim.wrote(spec.Name, f.claim.label)
-	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err), strings.Contains(err.Error(), "name conflicts with an existing object"):
+	case f.appeared(ctx, spec.Name):
 		err = f.again(spec.Name)
 	}
 	return response, err
+}
+
+// appeared says whether the stack has a service of that name after all. A name that is another's stays the engine's to refuse.
+func (f *fenced) appeared(ctx context.Context, name string) bool {
+	s, _, err := f.APIClient.ServiceInspectWithRaw(ctx, name, swarm.ServiceInspectOptions{})
+	return err == nil && s.Spec.Name == name && s.Spec.Labels[labelNamespace] == f.claim.cmd.Stack
 }
 
 // ServiceUpdate writes a listed service with its listed version. One that this generation has written already stays as it is: to write it again would make

@@ -71,6 +71,8 @@ type Fence struct {
 	cfg  Config
 	deps Deps
 	wake chan struct{}
+	// only is a stack, the only one that Run looks after; "" means all. Tests share a Swarm.
+	only string
 
 	mu    sync.Mutex
 	busy  map[string]chan struct{} // by stack: closed when the claim or sweep of this process is over

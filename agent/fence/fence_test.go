@@ -80,6 +80,7 @@ func (r *rig) manager(name string, group int32, api client.APIClient) *manager {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	m.fence.only = r.stack
 	return m
 }
 

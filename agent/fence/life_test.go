@@ -73,6 +73,7 @@ func TestSweepComesByItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.fence.only = r.stack
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.fence.Run(ctx) }()

@@ -142,7 +142,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // list reads all heads. One that cannot be read is told of and left out.
 func (f *Fence) list(ctx context.Context) ([]*stored, error) {
-	configs, err := f.deps.Client().ConfigList(ctx, swarm.ConfigListOptions{Filters: filters.NewArgs(filters.Arg("label", labelHead))})
+	label := labelHead
+	if f.only != "" {
+		label += "=" + f.only
+	}
+	configs, err := f.deps.Client().ConfigList(ctx, swarm.ConfigListOptions{Filters: filters.NewArgs(filters.Arg("label", label))})
 	if err != nil {
 		return nil, unavailable("", err)
 	}
