@@ -18,6 +18,7 @@ import (
 	"github.com/axion/runner-agent/agent/command"
 	"github.com/axion/runner-agent/agent/config"
 	"github.com/axion/runner-agent/agent/engine"
+	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/health"
 	"github.com/axion/runner-agent/agent/identity"
 	"github.com/axion/runner-agent/agent/local"
@@ -116,6 +117,7 @@ func (a *Agent) goOnline(ctx context.Context, s *supervise.Supervisor) error {
 	a.online.Store(o)
 	s.Start(ctx, "events", stopEvents, o.publisher.Run)
 	s.Start(ctx, "commands", stopCommands, o.runCommands)
+	s.Start(ctx, "fence", stopQuickly, o.fence.Run)
 	s.Start(ctx, "journal keeper", stopQuickly, o.expire)
 	if o.telemetry != nil {
 		s.Start(ctx, "telemetry", stopQuickly, o.telemetry.Run)
@@ -177,6 +179,11 @@ func (a *Agent) stacks() (*stack.Engine, error) {
 }
 
 func (a *Agent) commandStacks() (command.Stacks, error) { return a.stacks() }
+
+// fencedStacks returns a stack engine whose writes are the claim's.
+func (a *Agent) fencedStacks(claim *fence.Claim) (command.Stacks, error) {
+	return stack.New(stack.Config{WorkDir: a.cfg.Agent.WorkDir}, stack.Deps{Client: claim.Client(a.engine.Client()), Log: a.log})
+}
 
 func (a *Agent) logs() *logs { return &logs{stacks: a.stacks, engine: a.engine, role: a.role} }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/axion/runner-agent/agent/bus"
 	"github.com/axion/runner-agent/agent/command"
+	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/journal"
 	"github.com/axion/runner-agent/agent/session"
 	"github.com/axion/runner-agent/agent/telemetry"
@@ -31,6 +32,7 @@ type online struct {
 	journal   *journal.Bolt
 	producer  *bus.Producer
 	publisher *bus.Publisher
+	fence     *fence.Fence
 	commands  *command.Runner
 	own       *bus.Consumer // of the agent's topic
 	cluster   *bus.Consumer // of the cluster's topic
@@ -57,9 +59,12 @@ func (a *Agent) newOnline() (*online, error) {
 	}, bus.ProducerDeps{Log: o.log, Warn: a.warnings}); err != nil {
 		return o, err
 	}
+	if o.fence, err = o.newFence(); err != nil {
+		return o, err
+	}
 	if o.publisher, err = bus.NewPublisher(
 		bus.PublisherConfig{EventsTopic: access.GetEventsTopic()},
-		bus.PublisherDeps{Outbox: o.journal, Producer: o.producer, Sign: a.sign, Log: o.log, Warn: a.warnings}); err != nil {
+		bus.PublisherDeps{Outbox: o.outbox(), Producer: o.producer, Sign: a.sign, Log: o.log, Warn: a.warnings}); err != nil {
 		return o, err
 	}
 	if o.commands, err = command.New(command.Config{
@@ -69,8 +74,9 @@ func (a *Agent) newOnline() (*online, error) {
 		MaxConcurrent:   a.cfg.Commands.MaxConcurrent,
 		MaxMessageBytes: int(a.cfg.Kafka.MaxMessageBytes),
 		DefaultTimeout:  a.cfg.Commands.DefaultTimeout,
+		WorkDir:         a.cfg.Agent.WorkDir,
 	}, command.Deps{
-		Journal: o.journal, Stacks: a.commandStacks, Producer: o.producer, Role: a.role, Warn: a.warnings, Log: o.log, Now: time.Now,
+		Journal: o.journal, Fence: o.fence, Stacks: a.fencedStacks, Producer: o.producer, Role: a.role, Warn: a.warnings, Log: o.log, Now: time.Now,
 	}); err != nil {
 		return o, err
 	}
@@ -85,6 +91,25 @@ func (a *Agent) newOnline() (*online, error) {
 	}
 	o.session, err = o.newSession()
 	return o, err
+}
+
+// newFence sweeps while the cluster's topic is assigned to this agent.
+func (o *online) newFence() (*fence.Fence, error) {
+	a := o.agent
+	return fence.New(fence.Config{Owner: a.identity.AgentID()}, fence.Deps{
+		Client:   func() fence.API { return a.engine.Client() },
+		Assigned: func() (int32, bool) { return o.cluster.Assigned() },
+		Manager:  func() bool { return a.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
+		Log:      o.log,
+	})
+}
+
+// outbox is the journal's, whose old outcomes are compared with the heads before they are sent.
+func (o *online) outbox() *comparedOutbox {
+	return &comparedOutbox{
+		Bolt: o.journal, look: o.fence.Look, started: o.agent.started, log: o.log, now: time.Now,
+		manager: func() bool { return o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
+	}
 }
 
 // newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.
@@ -225,6 +250,9 @@ func (o *online) waitUntil(ctx context.Context, want bool) bool {
 	}
 }
 
+// maxStacks bounds the generations that a heartbeat tells, as the contract states it.
+const maxStacks = 1000
+
 // heartbeat is what the agent knows of itself.
 func (o *online) heartbeat() *runnerv1.Heartbeat {
 	beat := &runnerv1.Heartbeat{
@@ -239,12 +267,10 @@ func (o *online) heartbeat() *runnerv1.Heartbeat {
 			beat.Members = append(beat.Members, m)
 		}
 	}
-	generations, err := o.journal.Generations()
-	if err != nil {
-		o.log.Warn("generations cannot be read", "error", err)
-	}
-	for name, n := range generations {
-		beat.Stacks = append(beat.Stacks, &runnerv1.StackGeneration{Stack: name, Generation: n})
+	for _, head := range o.fence.Heads() {
+		if len(beat.Stacks) < maxStacks {
+			beat.Stacks = append(beat.Stacks, &runnerv1.StackGeneration{Stack: head.Stack, Generation: head.Generation})
+		}
 	}
 	return beat
 }

@@ -38,7 +38,7 @@ const (
 	minRetry = time.Millisecond
 )
 
-// Message is a Kafka message. Topic, Key, Value and Headers are what is sent; Partition, Offset and Time are known of received ones.
+// Message is a Kafka message. Topic, Key, Value and Headers are what is sent; the rest is known of received ones.
 type Message struct {
 	Topic     string
 	Partition int
@@ -47,6 +47,8 @@ type Message struct {
 	Value     []byte
 	Headers   []envelope.Header
 	Time      time.Time
+	// GroupGeneration is the generation of the consumer group in which the message's partition was assigned to this member.
+	GroupGeneration int32
 }
 
 // Warner is told what is not as it should be. Codes of this package are "kafka_<name>_<problem>", with the Config's name and one of the problems

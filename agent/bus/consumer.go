@@ -94,6 +94,8 @@ type Consumer struct {
 	state  *state
 	log    *slog.Logger
 	member atomic.Pointer[runnerv1.GroupMember]
+	// assigned is the group generation in which this member was last given partitions; 0 if the newest generation that it knows gave it none.
+	assigned atomic.Int32
 	// closers are readers and groups that are being closed; Run waits for them, but not for ever.
 	closers sync.WaitGroup
 }
@@ -118,6 +120,13 @@ func NewConsumer(cfg ConsumerConfig, deps ConsumerDeps) (*Consumer, error) {
 
 // Membership returns the current membership of the group, or nil.
 func (c *Consumer) Membership() *runnerv1.GroupMember { return c.member.Load() }
+
+// Assigned returns the group generation in which partitions of the topic were assigned to this member, as far as it knows: another member may have been given
+// them since, in a later generation.
+func (c *Consumer) Assigned() (generation int32, ok bool) {
+	generation = c.assigned.Load()
+	return generation, generation > 0
+}
 
 // Run consumes until ctx ends; then it commits what is settled, leaves the group and returns nil. Whatever goes wrong before is a warning and a new attempt.
 func (c *Consumer) Run(ctx context.Context) error {
@@ -240,6 +249,10 @@ func (s *session) joined(gen *kafka.Generation) {
 	s.member.Store(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
 	s.state.well()
 	assigned := len(gen.Assignments[s.cfg.Topic])
+	s.assigned.Store(0)
+	if assigned > 0 {
+		s.assigned.Store(gen.ID)
+	}
 	s.log.Info("joined the group", "group", gen.GroupID, "member", gen.MemberID, "generation", gen.ID, "partitions", assigned)
 }
 
@@ -259,6 +272,7 @@ func (c *Consumer) leave(group *kafka.ConsumerGroup) {
 		c.log.Warn("the broker does not answer the good-bye", "group", c.cfg.Group)
 	}
 	c.member.Store(nil)
+	c.assigned.Store(0)
 }
 
 // waitFor waits for goroutines that end soon unless a broker keeps them.

@@ -99,7 +99,9 @@ func (p *partition) fetch(gen context.Context) {
 		if p.room.Acquire(ctx, size) != nil {
 			break
 		}
-		p.queue <- inFlight{m.Offset, size, p.deps.Handler.Handle(p.agent, fromKafka(m))}
+		message := fromKafka(m)
+		message.GroupGeneration = p.gen.ID
+		p.queue <- inFlight{m.Offset, size, p.deps.Handler.Handle(p.agent, message)}
 	}
 	// The agent stops: the last commit needs the generation, so it is not ended from here.
 	<-gen.Done()

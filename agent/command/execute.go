@@ -2,9 +2,7 @@ package command
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -54,14 +52,21 @@ func orderKey(msg proto.Message) string {
 	return key
 }
 
-// generationKey names what the command's generation counts. The plane numbers a scaling with its stack's commands and says so in the message's key; a person's
-// message may have none.
-func generationKey(c *command) string {
-	subject, key := subjectOf(c.payload), string(c.message.Key)
-	if key == subject || key != "" && strings.HasPrefix(subject, key+"_") {
-		return key
+// stackKey names the stack whose head the command counts in. Of a scaling the Swarm knows the stack; where the service is gone, the message's key tells it, because
+// the plane numbers a scaling with its stack's commands. A person's message may have any key.
+func (r *Runner) stackKey(ctx context.Context, c *command) (string, error) {
+	if name := stackOf(c.payload); name != "" {
+		return name, nil
 	}
-	return subject
+	service, key := subjectOf(c.payload), string(c.message.Key)
+	stack, err := r.deps.Fence.StackOf(ctx, service)
+	if err != nil || stack != "" {
+		return stack, err
+	}
+	if key != "" && strings.HasPrefix(service, key+"_") {
+		return key, nil
+	}
+	return service, nil
 }
 
 func generationOf(msg proto.Message) uint64 {
@@ -87,117 +92,6 @@ func timeoutOf(d *durationpb.Duration, otherwise time.Duration) (time.Duration, 
 		return 0, failure.New(failure.Invalid, "bad_timeout", "", "timeout %s is not between %s and %s", d.AsDuration(), minTimeout, maxTimeout)
 	}
 	return d.AsDuration(), nil
-}
-
-// execute runs the command and returns its outcome. The error is only for what decides nothing: the agent stops, or the journal is away.
-func (r *Runner) execute(c *command) (*runnerv1.CommandOutcome, error) {
-	generation, refusal, err := r.admit(c)
-	if err != nil || refusal != nil {
-		return refusal, err
-	}
-	progress := &progress{runner: r, command: c}
-	result, err := r.run(c, progress)
-	if c.run.Err() != nil && !errors.Is(context.Cause(c.run), errCancelled) {
-		return nil, c.run.Err()
-	}
-	if errors.Is(context.Cause(c.run), errCancelled) {
-		err = errCancelled
-	}
-	outcome := outcomeOf(result, err)
-	outcome.Generation = generation
-	return outcome, nil
-}
-
-// admit compares the command's generation with the newest known one. It returns the generation that the command runs under, or the outcome that refuses it.
-func (r *Runner) admit(c *command) (uint64, *runnerv1.CommandOutcome, error) {
-	asked, key := generationOf(c.payload), generationKey(c)
-	if e := c.envelope.Generation; e != 0 && e != asked {
-		return 0, rejected(failure.New(failure.Invalid, "generation_mismatch", key, "command %s: its envelope has generation %d, its payload %d", c.envelope.ID, e, asked)), nil
-	}
-	current, holder, err := r.deps.Journal.Generation(key)
-	if err != nil {
-		return 0, nil, err
-	}
-	switch {
-	case holder == c.envelope.ID:
-		return current, nil, nil // taken up again
-	case asked == 0:
-		asked = current + 1
-	case asked == current:
-		return 0, rejected(failure.New(failure.Conflict, "generation_conflict", key, "generation %d of %s belongs to command %s", asked, key, holder)), nil
-	case asked < current:
-		outcome := rejected(failure.New(failure.Conflict, "superseded", key, "generation %d of %s is superseded by %d", asked, key, current))
-		outcome.Status = runnerv1.OutcomeStatus_OUTCOME_STATUS_SUPERSEDED
-		outcome.CurrentGeneration = current
-		return 0, outcome, nil
-	}
-	return asked, nil, r.deps.Journal.SetGeneration(key, asked, c.envelope.ID)
-}
-
-func rejected(f *failure.Error) *runnerv1.CommandOutcome {
-	return &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_REJECTED, Failure: failureOf(f)}
-}
-
-// run does what the command asks. While the engine is away it is asked again, until the command's own time is over.
-func (r *Runner) run(c *command, p *progress) (stack.Result, error) {
-	work, timeout, err := r.work(c, p)
-	if err != nil {
-		return stack.Result{}, err
-	}
-	ctx, cancel := context.WithTimeoutCause(c.run, timeout, failure.New(failure.Deadline, "timed_out", subjectOf(c.payload),
-		"%s did not end within %s", subjectOf(c.payload), timeout))
-	defer cancel()
-	for wait := firstRetry; ; wait = min(2*wait, longestRetry) {
-		left := timeout
-		if deadline, ok := ctx.Deadline(); ok {
-			left = time.Until(deadline)
-		}
-		result, err := r.attempt(ctx, work, left)
-		if failure.ClassOf(err) != failure.Unavailable || ctx.Err() != nil {
-			return result, err
-		}
-		c.log.Warn("the engine is away; trying again", "error", err)
-		p.observe(stack.Notice{Warning: true, Text: err.Error() + "; trying again"})
-		select {
-		case <-time.After(rand.N(wait)):
-		case <-ctx.Done():
-			return result, err
-		}
-	}
-}
-
-func (r *Runner) attempt(ctx context.Context, work workFunc, left time.Duration) (stack.Result, error) {
-	stacks, err := r.deps.Stacks()
-	if err != nil {
-		return stack.Result{}, err
-	}
-	return work(ctx, stacks, left)
-}
-
-type workFunc func(ctx context.Context, stacks Stacks, left time.Duration) (stack.Result, error)
-
-// work returns what the command does and how long it may take.
-func (r *Runner) work(c *command, p *progress) (workFunc, time.Duration, error) {
-	switch m := c.payload.(type) {
-	case *runnerv1.StackDeploy:
-		deployment, err := deploymentOf(m, r.cfg.DefaultTimeout)
-		return func(ctx context.Context, stacks Stacks, left time.Duration) (stack.Result, error) {
-			deployment.Timeout = left
-			return stacks.Deploy(ctx, deployment, p.observe)
-		}, deployment.Timeout, err
-	case *runnerv1.StackRemove:
-		timeout, err := timeoutOf(m.GetTimeout(), defaultRemoveTimeout)
-		return func(ctx context.Context, stacks Stacks, left time.Duration) (stack.Result, error) {
-			return stacks.Remove(ctx, m.GetStack(), left, p.observe)
-		}, timeout, err
-	case *runnerv1.ServiceScale:
-		timeout, err := timeoutOf(m.GetTimeout(), defaultScaleTimeout)
-		return func(ctx context.Context, stacks Stacks, left time.Duration) (stack.Result, error) {
-			return stacks.Scale(ctx, m.GetService(), m.GetReplicas(), left, p.observe)
-		}, timeout, err
-	default:
-		return nil, 0, failure.New(failure.Internal, "unsupported_command", c.envelope.Type, "cannot do %s", c.envelope.Type)
-	}
 }
 
 // progress tells the steps of one command. The stack engine calls it from one goroutine at a time.

@@ -11,11 +11,13 @@ import (
 	"math/rand/v2"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/axion/runner-agent/agent/bus"
+	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/journal"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
@@ -29,8 +31,6 @@ type Journal interface {
 	Decide(id, kafkaKey string, generation uint64, outcome envelope.Envelope) (envelope.Envelope, error)
 	Append(ev envelope.Envelope, key string) error
 	Settled(eventID string) <-chan struct{}
-	Generation(stack string) (gen uint64, commandID string, err error)
-	SetGeneration(stack string, gen uint64, commandID string) error
 }
 
 // Stacks is what this package needs of the stack engine.
@@ -63,6 +63,8 @@ type Config struct {
 	MaxConcurrent int
 	// MaxMessageBytes is the largest message that is read.
 	MaxMessageBytes int
+	// WorkDir is a private folder, best on a tmpfs, in which bundles are opened.
+	WorkDir string
 	// DefaultTimeout is how long a deployment may take that does not say so itself.
 	DefaultTimeout time.Duration
 }
@@ -70,8 +72,10 @@ type Config struct {
 // Deps are the parts that a Runner works with; all are needed.
 type Deps struct {
 	Journal Journal
-	// Stacks returns the stack engine for one piece of work: its client is replaced when the Docker engine comes back after an outage.
-	Stacks   func() (Stacks, error)
+	// Fence gives the claim on a stack under which a command runs.
+	Fence *fence.Fence
+	// Stacks returns the stack engine for one attempt under a claim: its client is replaced when the Docker engine comes back after an outage.
+	Stacks   func(*fence.Claim) (Stacks, error)
 	Producer Producer
 	// Role tells the node's role now.
 	Role func() runnerv1.NodeRole
@@ -101,6 +105,8 @@ func New(cfg Config, deps Deps) (*Runner, error) {
 	switch {
 	case cfg.AgentID == "" || cfg.ClusterID == "" || cfg.Kafka == nil:
 		return nil, errors.New("command: the agent's identity is missing")
+	case deps.Fence == nil || cfg.WorkDir == "":
+		return nil, errors.New("command: the fence or the work folder is missing")
 	case cfg.MaxConcurrent < 1 || cfg.MaxConcurrent > 64:
 		return nil, fmt.Errorf("command: max concurrent is %d, 1 to 64 are allowed", cfg.MaxConcurrent)
 	case cfg.MaxMessageBytes <= 0 || cfg.DefaultTimeout <= 0:
@@ -116,6 +122,8 @@ type command struct {
 	payload  proto.Message
 	log      *slog.Logger
 
+	// group is the newest consumer group generation in which the message was delivered.
+	group   atomic.Int32
 	done    chan struct{}           // closed when the offset may be committed
 	run     context.Context         // of the work itself: ends with the agent's, or when an operator cancels the command
 	cancel  context.CancelCauseFunc // ends run
@@ -137,10 +145,12 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	r.mu.Lock()
 	if running, ok := r.inflight[key]; ok && err == nil {
 		r.mu.Unlock()
+		running.group.Store(max(running.group.Load(), m.GroupGeneration))
 		log.Info("command delivered again while it runs")
 		return running.done
 	}
 	c := &command{envelope: e, message: m, log: log, done: make(chan struct{})}
+	c.group.Store(m.GroupGeneration)
 	c.run, c.cancel = context.WithCancelCause(ctx)
 	if err == nil {
 		r.inflight[key] = c
@@ -214,29 +224,26 @@ func (r *Runner) process(ctx context.Context, c *command) bool {
 	}
 	started := r.deps.Now()
 	r.emit(c, &runnerv1.CommandReceived{Type: c.envelope.Type, Attempt: record.Attempts})
-	if d := c.envelope.Deadline; record.Attempts == 1 && !d.IsZero() && started.After(d) {
-		return r.conclude(ctx, c, &runnerv1.CommandOutcome{
-			Status:  runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED,
-			Failure: failureOf(failure.New(failure.Deadline, "expired", c.envelope.Subject, "command %s was to be begun by %s", c.envelope.ID, d.Format(time.RFC3339))),
-		})
-	}
 	r.setRunning(c, true)
 	defer r.setRunning(c, false)
 	c.log.Info("command begins", "attempt", record.Attempts)
-	outcome, err := r.execute(c)
+	outcome, err := r.execute(ctx, c, record.Attempts == 1 && !c.envelope.Deadline.IsZero() && started.After(c.envelope.Deadline))
 	if err != nil { // the agent stops, or the journal is away: no outcome was decided, the message comes again
 		c.log.Warn("command interrupted; it is taken up again when it is delivered again", "error", err)
 		return false
 	}
-	outcome.StartedAt = timestamp(started)
+	if outcome.StartedAt == nil {
+		outcome.StartedAt = timestamp(started)
+	}
 	return r.conclude(ctx, c, outcome)
 }
 
-// conclude decides the outcome, and waits until Kafka has it.
-func (r *Runner) conclude(ctx context.Context, c *command, outcome *runnerv1.CommandOutcome) bool {
-	// The decision is not undone by a cancel that comes now, nor by the agent's end: it is written or the command is run again.
+// complete fills in what every outcome says.
+func (r *Runner) complete(c *command, outcome *runnerv1.CommandOutcome) {
 	outcome.Type = c.envelope.Type
-	outcome.EndedAt = timestamp(r.deps.Now())
+	if outcome.EndedAt == nil {
+		outcome.EndedAt = timestamp(r.deps.Now())
+	}
 	if outcome.StartedAt == nil {
 		outcome.StartedAt = outcome.EndedAt
 	}
@@ -246,6 +253,12 @@ func (r *Runner) conclude(ctx context.Context, c *command, outcome *runnerv1.Com
 	if outcome.Generation == 0 {
 		outcome.Generation = c.envelope.Generation
 	}
+}
+
+// conclude decides the outcome, and waits until Kafka has it.
+func (r *Runner) conclude(ctx context.Context, c *command, outcome *runnerv1.CommandOutcome) bool {
+	// The decision is not undone by a cancel that comes now, nor by the agent's end: it is written or the command is run again.
+	r.complete(c, outcome)
 	ev, err := r.event(c, outcome)
 	if err != nil {
 		c.log.Error("outcome cannot be encoded", "error", err)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/axion/runner-agent/agent/bus"
+	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/journal"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/deadletter"
@@ -126,16 +127,28 @@ func newRig(t *testing.T, concurrent int) *rig {
 
 func newRigAt(t *testing.T, path string, concurrent int) *rig {
 	t.Helper()
+	return newRigOn(t, newConfigs(), "a1", path, concurrent)
+}
+
+// newRigOn is an agent on a Swarm that others may work on too.
+func newRigOn(t *testing.T, swarm *configs, agent, path string, concurrent int) *rig {
+	t.Helper()
 	j, err := journal.Open(path, journal.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, journal: j, stacks: &stacks{}, topic: &topic{}, role: runnerv1.NodeRole_NODE_ROLE_MANAGER}
 	r.ctx, r.stop = context.WithCancel(context.Background())
+	heads, err := fence.New(fence.Config{Owner: agent, Standstill: time.Second}, fence.Deps{
+		Client: func() fence.API { return swarm }, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.runner, err = New(Config{
-		AgentID: "a1", ClusterID: "c1", Kafka: names, MaxConcurrent: concurrent, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
+		WorkDir: t.TempDir(), AgentID: agent, ClusterID: "c1", Kafka: names, MaxConcurrent: concurrent, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
 	}, Deps{
-		Journal: j, Stacks: func() (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
+		Journal: j, Fence: heads, Stacks: func(*fence.Claim) (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
 		Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
 	if err != nil {
@@ -198,7 +211,7 @@ func (r *rig) settled(done <-chan struct{}) {
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):
-		r.t.Fatal("the message is not settled")
+		r.t.Fatalf("the message is not settled; in the outbox: %v", r.drain())
 	}
 }
 
@@ -238,7 +251,10 @@ func message(t *testing.T, id string, cmd proto.Message) bus.Message {
 func deploy(stackName string, generation uint64) *runnerv1.StackDeploy {
 	return &runnerv1.StackDeploy{
 		Stack: stackName, Generation: generation,
-		Bundle: &runnerv1.Bundle{Content: &runnerv1.Bundle_Plain{Plain: &runnerv1.BundleContent{WorkingDir: "/w"}}},
+		Bundle: &runnerv1.Bundle{Content: &runnerv1.Bundle_Plain{Plain: &runnerv1.BundleContent{
+			WorkingDir: "/w", ComposeFiles: []string{"/w/compose.yml"},
+			Files: []*runnerv1.BundleFile{{Path: "/w/compose.yml", Content: []byte("version: \"3.8\"\nservices: {web: {image: web}}\n")}},
+		}}},
 	}
 }
 
@@ -255,7 +271,10 @@ func TestDeployTellsItsStepsAndSettlesLast(t *testing.T) {
 		return stack.Result{Status: stack.Converged, Changes: []stack.ObjectChange{change}, Services: []stack.ServiceProgress{state}}, nil
 	}
 	done := r.runner.Handle(r.ctx, message(t, "m1", deploy("shop", 3)))
-	r.until("four events", func() bool { return r.journal.Len() == 4 })
+	r.until("four events", func() bool {
+		entries, err := r.journal.Peek(1000, 1<<30)
+		return err == nil && len(entries) == 4
+	})
 	if !open(done) {
 		t.Fatal("settled before Kafka had the outcome")
 	}
@@ -377,6 +396,9 @@ func TestGenerations(t *testing.T) {
 		r.settled(done)
 		if o.GetStatus() != step.status || o.GetFailure().GetCode() != step.code || o.GetGeneration() != step.gen && step.status == succeeded {
 			t.Errorf("%s: %v", step.id, o)
+		}
+		if current := o.GetCurrentGeneration(); step.status != succeeded && current == 0 {
+			t.Errorf("%s: the current generation is not told: %v", step.id, o)
 		}
 	}
 	if o := run("older again", deploy("shop", 2)); o.GetCurrentGeneration() != 8 {

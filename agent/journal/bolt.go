@@ -31,13 +31,12 @@ const (
 )
 
 var (
-	bucketMeta        = []byte("meta")
-	bucketRecords     = []byte("records")  // command id -> storedRecord
-	bucketOutcomes    = []byte("outcomes") // command id -> envelope
-	bucketSettled     = []byte("settled")  // id of an acknowledged outcome -> command id
-	bucketOutbox      = []byte("outbox")   // seq -> item
-	bucketGenerations = []byte("generations")
-	buckets           = [][]byte{bucketMeta, bucketRecords, bucketOutcomes, bucketSettled, bucketOutbox, bucketGenerations}
+	bucketMeta     = []byte("meta")
+	bucketRecords  = []byte("records")  // command id -> storedRecord
+	bucketOutcomes = []byte("outcomes") // command id -> envelope
+	bucketSettled  = []byte("settled")  // id of an acknowledged outcome -> command id
+	bucketOutbox   = []byte("outbox")   // seq -> item
+	buckets        = [][]byte{bucketMeta, bucketRecords, bucketOutcomes, bucketSettled, bucketOutbox}
 
 	keyFormat     = []byte("format")
 	currentFormat = []byte("1")

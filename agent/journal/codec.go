@@ -125,12 +125,6 @@ func (r storedRecord) record(id string) Record {
 	}
 }
 
-// storedGeneration is the newest generation of a stack.
-type storedGeneration struct {
-	Generation uint64 `json:"generation"`
-	Command    string `json:"command"`
-}
-
 func seqKey(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }
 
 func mustJSON(v any) []byte {

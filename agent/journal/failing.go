@@ -29,15 +29,6 @@ func (f *Failing) Append(envelope.Envelope, string) error { return f.Err }
 // Settled returns a channel that is never closed.
 func (f *Failing) Settled(string) <-chan struct{} { return make(chan struct{}) }
 
-// Generation fails.
-func (f *Failing) Generation(string) (uint64, string, error) { return 0, "", f.Err }
-
-// SetGeneration fails.
-func (f *Failing) SetGeneration(string, uint64, string) error { return f.Err }
-
-// Generations fails.
-func (f *Failing) Generations() (map[string]uint64, error) { return nil, f.Err }
-
 // Peek fails.
 func (f *Failing) Peek(int, int64) ([]Entry, error) { return nil, f.Err }
 

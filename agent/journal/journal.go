@@ -1,5 +1,5 @@
-// Package journal is the agent's memory on disk: which commands it has seen, how each ended, the newest generation of each stack, and the events that Kafka
-// has not acknowledged yet (the outbox).
+// Package journal is the agent's memory on disk: which commands it has seen, how each ended, and the events that Kafka has not
+// acknowledged yet (the outbox).
 //
 // It makes two promises. A command has one outcome: the first Decide wins, for good, and puts the outcome into the outbox in the same transaction. And events
 // leave in the order in which they came. Losing the journal loses no command: the broker delivers again, and the Swarm itself holds what was applied.
@@ -78,16 +78,6 @@ type Events interface {
 	Settled(eventID string) <-chan struct{}
 }
 
-// Generations remembers the newest generation of each stack.
-type Generations interface {
-	// Generation returns the newest generation of a stack and the command that set it; zero values if there is none.
-	Generation(stack string) (generation uint64, commandID string, err error)
-	// SetGeneration records a stack's generation, whatever was there before.
-	SetGeneration(stack string, generation uint64, commandID string) error
-	// Generations returns the generation of every stack.
-	Generations() (map[string]uint64, error)
-}
-
 // Outbox is the side of the journal from which events are sent.
 type Outbox interface {
 	// Peek returns the oldest entries, at most max and at most maxBytes of encoded events, but at least one if there is any.
@@ -108,7 +98,6 @@ type Outbox interface {
 type Store interface {
 	Commands
 	Events
-	Generations
 	Outbox
 	// Close writes what is still in memory and gives the file free.
 	Close() error

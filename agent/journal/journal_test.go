@@ -365,28 +365,6 @@ func TestExpire(t *testing.T) {
 	}
 }
 
-func TestGenerations(t *testing.T) {
-	b := open(t, filepath.Join(t.TempDir(), "journal.db"), Options{})
-	if gen, id, err := b.Generation("shop"); gen != 0 || id != "" || err != nil {
-		t.Errorf("unknown stack: %d %q %v", gen, id, err)
-	}
-	for gen, id := range map[uint64]string{7: "c7"} {
-		if err := b.SetGeneration("shop", gen, id); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := b.SetGeneration("blog", 1, "c1"); err != nil {
-		t.Fatal(err)
-	}
-	again := crash(t, b, Options{})
-	if gen, id, err := again.Generation("shop"); gen != 7 || id != "c7" || err != nil {
-		t.Errorf("shop: %d %q %v", gen, id, err)
-	}
-	if all := must[map[string]uint64](t)(again.Generations()); len(all) != 2 || all["blog"] != 1 {
-		t.Errorf("all: %v", all)
-	}
-}
-
 func TestDamagedFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal.db")
 	b := open(t, path, Options{})
@@ -504,7 +482,6 @@ func TestRefusesBadInput(t *testing.T) {
 		}, "event_too_large"},
 		"no key":    {func() error { return b.Append(event("1"), "") }, "bad_key"},
 		"no id":     {func() error { _, err := b.Receive("", "t"); return err }, "bad_key"},
-		"no stack":  {func() error { return b.SetGeneration("", 1, "c") }, "bad_key"},
 		"long id":   {func() error { _, err := b.Receive(strings.Repeat("x", MaxKeyBytes+1), "t"); return err }, "bad_key"},
 		"long key":  {func() error { _, err := b.Decide("c", strings.Repeat("x", MaxKeyBytes+1), 0, event("1")); return err }, "bad_key"},
 		"no id (2)": {func() error { _, err := b.Decide("", "k", 0, event("1")); return err }, "bad_key"},
@@ -554,9 +531,7 @@ func TestFailing(t *testing.T) {
 	_, receive := s.Receive("c", "t")
 	_, decide := s.Decide("c", "", 0, envelope.Envelope{})
 	_, peek := s.Peek(1, 1)
-	_, _, generation := s.Generation("s")
-	_, generations := s.Generations()
-	for _, err := range []error{receive, decide, peek, generation, generations, s.Append(event("1"), "k"), s.Acked(1), s.Expire(start), s.SetGeneration("s", 1, "c"), s.Close()} {
+	for _, err := range []error{receive, decide, peek, s.Append(event("1"), "k"), s.Acked(1), s.Expire(start), s.Close()} {
 		if !errors.Is(err, want) {
 			t.Errorf("got %v", err)
 		}

@@ -132,49 +132,6 @@ func (b *Bolt) Expire(before time.Time) error {
 	})
 }
 
-// Generation returns the newest generation of a stack.
-func (b *Bolt) Generation(stack string) (generation uint64, commandID string, err error) {
-	err = b.db.View(func(tx *bolt.Tx) error {
-		v := tx.Bucket(bucketGenerations).Get([]byte(stack))
-		if v == nil {
-			return nil
-		}
-		var g storedGeneration
-		if err := json.Unmarshal(v, &g); err != nil {
-			return fmt.Errorf("generation of stack %s: %w", stack, err)
-		}
-		generation, commandID = g.Generation, g.Command
-		return nil
-	})
-	return generation, commandID, err
-}
-
-// SetGeneration records a stack's generation.
-func (b *Bolt) SetGeneration(stack string, generation uint64, commandID string) error {
-	if err := checkKey("stack", stack); err != nil {
-		return err
-	}
-	return b.update(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketGenerations).Put([]byte(stack), mustJSON(storedGeneration{generation, commandID}))
-	})
-}
-
-// Generations returns the generation of every stack.
-func (b *Bolt) Generations() (map[string]uint64, error) {
-	all := map[string]uint64{}
-	err := b.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketGenerations).ForEach(func(k, v []byte) error {
-			var g storedGeneration
-			if err := json.Unmarshal(v, &g); err != nil {
-				return fmt.Errorf("generation of stack %s: %w", k, err)
-			}
-			all[string(k)] = g.Generation
-			return nil
-		})
-	})
-	return all, err
-}
-
 func getRecord(tx *bolt.Tx, id string) (stored storedRecord, found bool, err error) {
 	v := tx.Bucket(bucketRecords).Get([]byte(id))
 	if v == nil {

@@ -25,6 +25,30 @@ type Loaded struct {
 // Sender returns err, which came from reading a private copy, with the sender's paths in its sentence.
 func (l *Loaded) Sender(err error) error { return l.copies.named(err) }
 
+// Services returns the names of the services, without the stack's.
+func (l *Loaded) Services() []string {
+	names := make([]string, 0, len(l.Config.Services))
+	for _, service := range l.Config.Services {
+		names = append(names, service.Name)
+	}
+	return names
+}
+
+// SecretFiles returns the paths, as the sender knows them, of the files that become secrets.
+func (l *Loaded) SecretFiles() map[string]bool {
+	sender := make(map[string]string, len(l.copies.byPath))
+	for path, at := range l.copies.byPath {
+		sender[at] = path
+	}
+	paths := map[string]bool{}
+	for _, secret := range l.Config.Secrets {
+		if path, ok := sender[secret.File]; ok {
+			paths[path] = true
+		}
+	}
+	return paths
+}
+
 // Load reads the bundle's compose files. Files that docker/cli will open are copied to dir, which must be private to this call and be removed by the
 // caller after the deployment. What docker/cli refuses is a failure of class invalid and code "invalid_compose" in its own words; a path outside the
 // bundle is one of class denied and code "not_in_bundle".

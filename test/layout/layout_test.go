@@ -107,6 +107,7 @@ func TestLayers(t *testing.T) {
 	}
 	direct := []layer{
 		{"docker/cli has one user", own("agent", "plane", "ctl", "cmd", "images", "proto"), nil, []string{"github.com/docker/cli"}, "only stack/ imports docker/cli"},
+		{"Docker has few users in the agent", own("agent"), own("agent/engine", "agent/telemetry", "agent/fence"), []string{"github.com/docker/docker"}, "writes to a stack go through the fence"},
 		{"kafka-go has one user", own(""), own("agent/bus"), []string{"github.com/segmentio/kafka-go"}, "the client can be exchanged in one place"},
 		{"no transport in the stack engine", own("stack", "images"), nil, transport, "they take a Docker client and return values"},
 		{"tests stay in tests", own("agent", "plane", "ctl", "cmd", "stack", "images", "proto"), nil, own("test"), "shipped code needs no test code"},

@@ -1,0 +1,455 @@
+package fence
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/client"
+
+	"github.com/axion/runner-agent/proto/failure"
+)
+
+// Codes of this package's failures.
+const (
+	// CodeSuperseded: a newer generation has been claimed; the failure is a Superseded.
+	CodeSuperseded = "superseded"
+	// CodeConflict: the generation belongs to another command.
+	CodeConflict = "generation_conflict"
+	// CodeHeld: somebody of a newer consumer group generation works on the stack; ask again.
+	CodeHeld = "claim_held"
+	// CodeLost: somebody else has taken the claim; ask for it again, the answer says what became of the command.
+	CodeLost = "claim_lost"
+	// CodeRepeat: something changed between the list and the write; list again.
+	CodeRepeat = "out_of_sequence"
+)
+
+// Kind is what a command does to a stack.
+type Kind int
+
+// The kinds.
+const (
+	// Deploy puts the stack's services in place.
+	Deploy Kind = iota
+	// Remove takes the whole stack away.
+	Remove
+	// Scale changes one service.
+	Scale
+)
+
+// Command is what a claim is asked for.
+type Command struct {
+	// ID is the command's id.
+	ID string
+	// Stack is the stack's name; of a service without a stack the service's.
+	Stack string
+	// Generation is the stack's; 0 means the current one + 1.
+	Generation uint64
+	// GroupGeneration is the consumer group generation in which the command came.
+	GroupGeneration int32
+	Kind            Kind
+	// Services are the full names of the services that a deployment names, or the one that is scaled.
+	Services []string
+	// Prune says that a deployment removes services that it does not name.
+	Prune bool
+	// Manifest describes a deployment; nil for the other kinds.
+	Manifest *Manifest
+}
+
+// Superseded is what becomes of a command of an older generation.
+type Superseded struct {
+	// Current is the stack's generation.
+	Current uint64
+	failure *failure.Error
+}
+
+func (s *Superseded) Error() string { return s.failure.Error() }
+func (s *Superseded) Unwrap() error { return s.failure }
+
+// Claim is the right to work on one generation of a stack, until it is lost.
+type Claim struct {
+	fence *Fence
+	cmd   Command
+	label string
+
+	alive   context.Context // ends, with the failure as its cause, when the claim is lost
+	end     context.CancelCauseFunc
+	lostErr atomic.Pointer[failure.Error]
+	// repeat says that a write of this pass was refused because something had changed, and the caller was not told or does not listen.
+	repeat atomic.Bool
+
+	mu      sync.Mutex // held during a change of the head
+	at      *stored
+	renewed time.Time
+	// What the passes found and did, by service name.
+	listed  map[string]bool // of the last list; nil before the first
+	written map[string]string
+	removed map[string]bool
+}
+
+// Claim takes the stack's head for the command, and waits for what this process itself still does on the stack. Exactly one of the three is given: a claim, which
+// must be released; the outcome that the command already has; or an error. An error is a *Superseded, or a failure with one of this package's codes, or
+// Unavailable: the engine does not answer.
+func (f *Fence) Claim(ctx context.Context, cmd Command) (*Claim, *Outcome, error) {
+	if err := f.lock(ctx, cmd.Stack); err != nil {
+		return nil, nil, err
+	}
+	claim, outcome, err := f.claim(ctx, cmd)
+	if claim == nil {
+		f.unlock(cmd.Stack)
+	}
+	return claim, outcome, err
+}
+
+func (f *Fence) claim(ctx context.Context, cmd Command) (*Claim, *Outcome, error) {
+	api := f.deps.Client()
+	for range swapAttempts {
+		at, err := read(ctx, api, cmd.Stack)
+		if err != nil {
+			return nil, nil, err
+		}
+		var next Head
+		if at == nil {
+			next, err = f.firstHead(ctx, api, cmd)
+		} else {
+			if o, ok := at.head.outcome(cmd.ID); ok {
+				return nil, &o, nil
+			}
+			next, err = f.nextHead(at, cmd)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if at != nil && at.head.Dead { // never revived: removed, and a new one made that goes on from it
+			if err := api.ConfigRemove(ctx, at.id); err != nil && !errdefs.IsNotFound(err) {
+				return nil, nil, unavailable(cmd.Stack, err)
+			}
+			at = nil
+		}
+		at, err = swap(ctx, api, at, next)
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		c := f.newClaim(cmd, at)
+		if err := c.keepManifest(ctx, api); err != nil {
+			return nil, nil, unavailable(cmd.Stack, err)
+		}
+		return c, nil, nil
+	}
+	return nil, nil, failure.New(failure.Unavailable, CodeHeld, cmd.Stack, "the head of stack %s keeps moving", cmd.Stack)
+}
+
+func (f *Fence) newClaim(cmd Command, at *stored) *Claim {
+	c := &Claim{fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: f.deps.Now(), written: map[string]string{}, removed: map[string]bool{}}
+	c.alive, c.end = context.WithCancelCause(context.Background())
+	return c
+}
+
+func (c *Claim) keepManifest(ctx context.Context, api client.APIClient) error {
+	if c.cmd.Manifest == nil {
+		return nil
+	}
+	return c.cmd.Manifest.keep(ctx, api, c.cmd.Stack, c.at.head.Manifest)
+}
+
+// firstHead is the head of a stack that has none. Its services may know better than nobody what the newest generation was: a head can be lost.
+func (f *Fence) firstHead(ctx context.Context, api client.APIClient, cmd Command) (Head, error) {
+	services, err := listServices(ctx, api, cmd.Stack)
+	if err != nil {
+		return Head{}, err
+	}
+	head := Head{Stack: cmd.Stack, Base: map[string]string{}}
+	for _, s := range services {
+		if l := s.Spec.Labels[LabelGeneration]; l != "" && s.Spec.Labels[LabelTombstone] == "" {
+			head.Base[s.Spec.Name] = l
+			generation, _ := parseLabel(l)
+			head.Generation = max(head.Generation, generation)
+		}
+	}
+	if cmd.Generation != 0 && cmd.Generation < head.Generation {
+		return head, superseded(cmd, head.Generation)
+	}
+	if cmd.Generation == 0 {
+		cmd.Generation = head.Generation + 1
+	}
+	return head.begin(f, cmd), nil
+}
+
+// nextHead applies the rules of generations and of group generations to the head that there is.
+func (f *Fence) nextHead(at *stored, cmd Command) (Head, error) {
+	h := at.head
+	mine := h.Command == cmd.ID
+	if cmd.Generation == 0 {
+		cmd.Generation = h.Generation + 1
+		if mine {
+			cmd.Generation = h.Generation
+		}
+	}
+	switch {
+	case cmd.Generation < h.Generation:
+		return h, superseded(cmd, h.Generation)
+	case cmd.Generation == h.Generation && !mine:
+		return h, failure.New(failure.Conflict, CodeConflict, cmd.Stack, "generation %d of %s belongs to command %s", cmd.Generation, cmd.Stack, h.Command)
+	case cmd.GroupGeneration < h.GroupGeneration && f.stoodStill(at) < f.cfg.Standstill:
+		return h, failure.New(failure.Unavailable, CodeHeld, cmd.Stack, "agent %s works on stack %s since consumer group generation %d; this agent was assigned in %d",
+			h.Owner, cmd.Stack, h.GroupGeneration, cmd.GroupGeneration)
+	}
+	next := h.clone()
+	if cmd.Generation == h.Generation { // taken up again, here or from another owner
+		next.Epoch++
+		next.Owner, next.GroupGeneration, next.Dead = f.cfg.Owner, cmd.GroupGeneration, false
+		return next, nil
+	}
+	next.PrevOK = h.atRest()
+	return next.begin(f, cmd), nil
+}
+
+// begin makes the head that of the command's first claim.
+func (h Head) begin(f *Fence, cmd Command) Head {
+	h.Epoch++
+	h.Owner, h.GroupGeneration = f.cfg.Owner, cmd.GroupGeneration
+	h.Generation, h.Step, h.Command = cmd.Generation, 1, cmd.ID
+	h.Phase, h.Next, h.Before, h.Removed, h.Dead = Applying, nil, nil, time.Time{}, false
+	if cmd.Manifest != nil {
+		h.Manifest, h.ManifestDigest = cmd.Manifest.name(cmd.Stack, cmd.Generation), cmd.Manifest.digest
+		h.Manifests = append(h.Manifests, h.Manifest)
+		h.Manifests = h.Manifests[max(0, len(h.Manifests)-KeepManifests):]
+	}
+	return h
+}
+
+func superseded(cmd Command, current uint64) error {
+	return &Superseded{Current: current, failure: failure.New(failure.Conflict, CodeSuperseded, cmd.Stack,
+		"generation %d of %s is superseded by %d", cmd.Generation, cmd.Stack, current)}
+}
+
+// Release ends the work on the stack in this process. The head stays as it is.
+func (c *Claim) Release() {
+	c.end(nil)
+	c.fence.unlock(c.cmd.Stack)
+}
+
+// Generation is the generation that the claim is for.
+func (c *Claim) Generation() uint64 {
+	generation, _ := parseLabel(c.label)
+	return generation
+}
+
+// Watching says that all is written, so that only the end is waited for.
+func (c *Claim) Watching() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at.head.Phase == Applied
+}
+
+// Context returns a context that ends with ctx, or when the claim is lost, with that failure as its cause.
+func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.alive, func() { cancel(c.Err()) })
+	return ctx, func(cause error) { stop(); cancel(cause) }
+}
+
+// Err returns the failure with CodeLost once the claim is lost, and nil before.
+func (c *Claim) Err() error {
+	if err := c.lostErr.Load(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// lose is the latch: whatever is asked of the claim from now on is refused.
+func (c *Claim) lose(now *stored) error {
+	by := "somebody"
+	if now != nil {
+		by = now.head.Owner
+	}
+	err := failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by)
+	if c.lostErr.CompareAndSwap(nil, err) {
+		c.end(err)
+	}
+	return c.Err()
+}
+
+// change changes the head by compare-and-swap. The claim is lost if the head is another's.
+func (c *Claim) change(ctx context.Context, f func(*Head)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changeLocked(ctx, f)
+}
+
+func (c *Claim) changeLocked(ctx context.Context, f func(*Head)) error {
+	for range swapAttempts {
+		if err := c.Err(); err != nil {
+			return err
+		}
+		next := c.at.head.clone()
+		f(&next)
+		now, err := swap(ctx, c.fence.deps.Client(), c.at, next)
+		switch {
+		case err == nil:
+			c.at, c.renewed = now, c.fence.deps.Now()
+			return nil
+		case !errors.Is(err, errMoved):
+			return err
+		case now == nil || now.head.Epoch != c.at.head.Epoch || now.head.Owner != c.at.head.Owner:
+			return c.lose(now)
+		}
+		c.at = now // an earlier change of our own, whose answer was lost
+	}
+	return failure.New(failure.Unavailable, CodeHeld, c.cmd.Stack, "the head of stack %s keeps moving", c.cmd.Stack)
+}
+
+// Keep shows every few seconds that the holder is alive, until ctx ends or the claim is lost.
+func (c *Claim) Keep(ctx context.Context) {
+	ticker := time.NewTicker(renewEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-c.alive.Done():
+			return
+		case <-ctx.Done():
+			return
+		}
+		c.mu.Lock()
+		fresh := c.fence.deps.Now().Sub(c.renewed) < renewEvery/2
+		c.mu.Unlock()
+		if fresh {
+			continue
+		}
+		if err := c.change(ctx, func(*Head) {}); err != nil && ctx.Err() == nil && c.Err() == nil {
+			c.fence.deps.Log.Warn("a claim cannot be renewed; trying again", "stack", c.cmd.Stack, "error", err)
+		}
+	}
+}
+
+// Applied says that all is written and only the end is waited for. A failure with CodeRepeat asks for another pass: a write was refused that the caller did
+// not hear of.
+func (c *Claim) Applied(ctx context.Context) error {
+	if c.repeat.Load() {
+		return failure.New(failure.Conflict, CodeRepeat, c.cmd.Stack, "something of stack %s changed while it was written", c.cmd.Stack)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.at.head.Phase == Applied {
+		return c.Err()
+	}
+	next := c.next()
+	return c.changeLocked(ctx, func(h *Head) { h.Phase, h.Next = Applied, next })
+}
+
+// Decide records the command's outcome in the head, and thereby ends the generation. With a failure nothing is decided; with CodeLost somebody else will.
+func (c *Claim) Decide(ctx context.Context, status string, detail []byte) error {
+	if len(detail) > MaxDetailBytes {
+		detail = nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	outcome := Outcome{Command: c.cmd.ID, Generation: c.Generation(), Status: status, Detail: detail}
+	api := c.fence.deps.Client()
+	old, err := manifests(ctx, api, c.cmd.Stack) // before the change: see prune
+	if err != nil {
+		return unavailable(c.cmd.Stack, err)
+	}
+	next := c.at.head.Next
+	if next == nil {
+		next = c.next()
+	}
+	if err := c.changeLocked(ctx, func(h *Head) { h.decide(outcome, next, c.cmd.Kind, c.fence.deps.Now()) }); err != nil {
+		return err
+	}
+	h := c.at.head
+	if err := prune(ctx, api, old, append([]string{h.Manifest, h.Good}, h.Manifests...)); err != nil {
+		c.fence.deps.Log.Warn("old manifests are left behind", "stack", c.cmd.Stack, "error", err)
+	}
+	c.fence.stir()
+	return nil
+}
+
+func (h *Head) decide(outcome Outcome, next map[string]string, kind Kind, now time.Time) {
+	h.Phase = Decided
+	h.Outcomes = append(slices.DeleteFunc(h.Outcomes, func(o Outcome) bool { return o.Command == outcome.Command }), outcome)
+	h.Outcomes = h.Outcomes[max(0, len(h.Outcomes)-KeepOutcomes):]
+	if outcome.Status != StatusCancelled {
+		h.Base = next
+	}
+	if outcome.Status == StatusSucceeded {
+		switch kind {
+		case Deploy:
+			h.Good = h.Manifest
+		case Remove:
+			h.Removed = now
+		}
+	}
+	h.Next, h.Before = nil, nil
+}
+
+// next is what the head's base becomes if the generation ends now.
+func (c *Claim) next() map[string]string {
+	base := maps.Clone(c.at.head.Base)
+	if base == nil {
+		base = map[string]string{}
+	}
+	named := map[string]bool{}
+	for _, name := range c.cmd.Services {
+		named[name] = true
+		if _, ok := base[name]; !ok && c.cmd.Kind == Deploy {
+			base[name] = ""
+		}
+	}
+	for name := range base {
+		if gone := c.removed[name] || c.listed != nil && !c.listed[name]; gone && !named[name] {
+			delete(base, name)
+		}
+	}
+	maps.Copy(base, c.written)
+	return base
+}
+
+// listServices lists the services of a stack.
+func listServices(ctx context.Context, api client.APIClient, stack string) ([]swarm.Service, error) {
+	services, err := api.ServiceList(ctx, swarm.ServiceListOptions{Filters: filters.NewArgs(filters.Arg("label", labelNamespace+"="+stack))})
+	if err != nil {
+		return nil, unavailable(stack, err)
+	}
+	return services, nil
+}
+
+// Look tells, without a claim, what the stack's head knows of a command: its outcome, or that it has been begun.
+func (f *Fence) Look(ctx context.Context, stack, command string) (outcome *Outcome, begun bool, err error) {
+	at, err := read(ctx, f.deps.Client(), stack)
+	if err != nil || at == nil {
+		return nil, false, err
+	}
+	if o, ok := at.head.outcome(command); ok {
+		return &o, true, nil
+	}
+	return nil, at.head.Command == command, nil
+}
+
+// StackOf returns the stack of a service, or "" if it belongs to none or does not exist.
+func (f *Fence) StackOf(ctx context.Context, service string) (string, error) {
+	s, _, err := f.deps.Client().ServiceInspectWithRaw(ctx, service, swarm.ServiceInspectOptions{})
+	switch {
+	case errdefs.IsNotFound(err):
+		return "", nil
+	case err != nil:
+		return "", failure.New(failure.Unavailable, "engine_unavailable", service, "service %s: %w", service, err)
+	}
+	return s.Spec.Labels[labelNamespace], nil
+}
+
+func isLost(err error) bool {
+	f := failure.Of(err)
+	return f != nil && f.Code == CodeLost
+}

@@ -1,0 +1,168 @@
+package fence
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/client"
+
+	"github.com/axion/runner-agent/proto/failure"
+)
+
+// stored is a head as the Swarm holds it.
+type stored struct {
+	id      string
+	version swarm.Version
+	head    Head
+}
+
+// errMoved says that somebody else changed the head first.
+var errMoved = errors.New("the head has moved")
+
+const (
+	// swapAttempts bounds how often one change is sent whose answer leaves open whether it took effect.
+	swapAttempts = 5
+	// swapPause is between two looks at a head that does not show a change that was accepted.
+	swapPause = 100 * time.Millisecond
+)
+
+func storedOf(c swarm.Config) (*stored, error) {
+	h, err := parseHead(c.Spec)
+	if err != nil {
+		return nil, failure.New(failure.Internal, "bad_head", c.Spec.Name, "%w", err).WithHint("somebody changed a config object of the agents by hand; remove it to start anew")
+	}
+	return &stored{c.ID, c.Version, h}, nil
+}
+
+// read returns a stack's head, or nil if it has none.
+func read(ctx context.Context, api client.APIClient, stack string) (*stored, error) {
+	c, _, err := api.ConfigInspectWithRaw(ctx, headName(stack))
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, unavailable(stack, err)
+	}
+	return storedOf(c)
+}
+
+// swap puts next in the place of at, which is nil for a head that does not exist yet, if the Swarm still holds exactly that one. It returns the head that the
+// Swarm holds then, with errMoved if it is another's. An answer that leaves open what happened is settled by reading: who finds its own nonce has succeeded.
+func swap(ctx context.Context, api client.APIClient, at *stored, next Head) (*stored, error) {
+	next.Nonce = newNonce()
+	spec, err := next.spec()
+	if err != nil {
+		return at, failure.New(failure.Invalid, "head_too_large", next.Stack, "%w", err)
+	}
+	var trouble error
+	for attempt := range swapAttempts {
+		if attempt > 0 && !pause(ctx, swapPause) {
+			break
+		}
+		trouble = send(ctx, api, at, spec)
+		now, err := readAfter(ctx, api, at, next.Stack, next.Nonce, trouble == nil)
+		switch {
+		case err != nil:
+			trouble = errors.Join(trouble, err)
+		case now != nil && now.head.Nonce == next.Nonce:
+			return now, nil
+		case moved(at, now):
+			return now, errMoved
+		}
+	}
+	return at, unavailable(next.Stack, trouble)
+}
+
+func send(ctx context.Context, api client.APIClient, at *stored, spec swarm.ConfigSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if at == nil {
+		_, err := api.ConfigCreate(ctx, spec)
+		return err
+	}
+	return api.ConfigUpdate(ctx, at.id, at.version, spec)
+}
+
+// readAfter reads the head that a change has, or may have, taken effect on. Reads may be old: an accepted change is looked for again.
+func readAfter(ctx context.Context, api client.APIClient, at *stored, stack, nonce string, accepted bool) (*stored, error) {
+	// The reading belongs to the writing: a caller whose time is over must still learn what it did.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	var now *stored
+	for range swapAttempts {
+		var err error
+		if now, err = read(ctx, api, stack); err != nil {
+			return nil, err
+		}
+		switch {
+		case at != nil && now != nil && now.version.Index < at.version.Index: // older than what this process has seen
+		case now != nil && now.head.Nonce == nonce, moved(at, now), !accepted:
+			return now, nil
+		}
+		if !pause(ctx, swapPause) {
+			break
+		}
+	}
+	if accepted {
+		return at, errors.New("the engine accepted a change of the head and does not show it")
+	}
+	return now, nil
+}
+
+// moved says whether the head is another one than it was.
+func moved(was, now *stored) bool {
+	if was == nil || now == nil {
+		return was != now
+	}
+	return was.id != now.id || was.version.Index != now.version.Index
+}
+
+func newNonce() string {
+	b := make([]byte, 8)
+	_, _ = rand.Read(b) // does not fail
+	return hex.EncodeToString(b)
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// list reads all heads. One that cannot be read is told of and left out.
+func (f *Fence) list(ctx context.Context) ([]*stored, error) {
+	label := labelHead
+	if f.only != "" {
+		label += "=" + f.only
+	}
+	configs, err := f.deps.Client().ConfigList(ctx, swarm.ConfigListOptions{Filters: filters.NewArgs(filters.Arg("label", label))})
+	if err != nil {
+		return nil, unavailable("", err)
+	}
+	var all []*stored
+	var heads []Head
+	for _, c := range configs {
+		s, err := storedOf(c)
+		if err != nil {
+			f.deps.Log.Warn("a head cannot be read", "error", err)
+			continue
+		}
+		f.stoodStill(s)
+		all, heads = append(all, s), append(heads, s.head)
+	}
+	f.mu.Lock()
+	f.heads = heads
+	f.mu.Unlock()
+	return all, nil
+}

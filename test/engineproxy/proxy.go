@@ -1,0 +1,206 @@
+// Package engineproxy puts a proxy before a Docker engine that can hold a request back. Tests use it to be at the worst place at the worst time: a request that
+// was sent long ago, by a process that may be dead, takes effect when the test lets it.
+package engineproxy
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/client"
+)
+
+// patience bounds the wait for a request to arrive.
+const patience = time.Minute
+
+// Proxy forwards to the engine that engine.Client talks to.
+type Proxy struct {
+	socket string
+
+	mu    sync.Mutex
+	holds []*Held
+	log   []string
+}
+
+// Held is a request that is held back, or will be.
+type Held struct {
+	method  string
+	path    *regexp.Regexp
+	nth     int
+	drop    bool
+	reached chan struct{}
+	release chan struct{}
+	landed  chan struct{}
+	once    sync.Once
+	status  int
+}
+
+// New starts a proxy to the engine at the unix socket; it ends with the test.
+func New(t testing.TB, engine string) *Proxy {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "axp") // a unix socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	p := &Proxy{socket: filepath.Join(dir, "s")}
+	listener, err := net.Listen("unix", p.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "docker"})
+	forward.FlushInterval = -1
+	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+	}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", engine)
+	}}
+	forward.Transport = transport
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, forward) }), ReadHeaderTimeout: patience}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() {
+		p.mu.Lock()
+		for _, h := range p.holds {
+			h.Release()
+		}
+		p.mu.Unlock()
+		_ = server.Close()
+		transport.CloseIdleConnections()
+	})
+	return p
+}
+
+// Client returns a client that goes through the proxy.
+func (p *Proxy) Client(t testing.TB) *client.Client {
+	t.Helper()
+	c, err := client.NewClientWithOpts(client.WithHost("unix://"+p.socket), client.WithAPIVersionNegotiation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if _, err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.NegotiateAPIVersion(t.Context())
+	return c
+}
+
+// Hold holds the nth request (from 1, counted from now) of that method whose path and query match.
+func (p *Proxy) Hold(method, path string, nth int) *Held {
+	return p.add(&Held{method: method, path: regexp.MustCompile(path), nth: nth})
+}
+
+// DropAnswer lets the nth request through and answers it with an error, as a connection does that breaks in between.
+func (p *Proxy) DropAnswer(method, path string, nth int) *Held {
+	return p.add(&Held{method: method, path: regexp.MustCompile(path), nth: nth, drop: true})
+}
+
+func (p *Proxy) add(h *Held) *Held {
+	h.reached, h.release, h.landed = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.holds = append(p.holds, h)
+	return h
+}
+
+// Requests lists "METHOD path" of what has been asked so far.
+func (p *Proxy) Requests() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.log...)
+}
+
+func (p *Proxy) match(r *http.Request) *Held {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.log = append(p.log, r.Method+" "+r.URL.Path)
+	var hit *Held
+	for _, h := range p.holds {
+		if h.nth > 0 && r.Method == h.method && h.path.MatchString(r.URL.String()) {
+			if h.nth--; h.nth == 0 {
+				hit = h
+			}
+		}
+	}
+	return hit
+}
+
+func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, forward http.Handler) {
+	h := p.match(r)
+	if h == nil {
+		forward.ServeHTTP(w, r)
+		return
+	}
+	// The request is on its way whatever becomes of its sender.
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	r = r.WithContext(context.WithoutCancel(r.Context()))
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	defer close(h.landed)
+	close(h.reached)
+	if !h.drop {
+		<-h.release
+		s := &statusWriter{ResponseWriter: w}
+		forward.ServeHTTP(s, r)
+		h.status = s.status
+		return
+	}
+	forward.ServeHTTP(discard{http.Header{}}, r)
+	http.Error(w, "the connection broke", http.StatusBadGateway)
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (s *statusWriter) WriteHeader(code int) {
+	s.status = code
+	s.ResponseWriter.WriteHeader(code)
+}
+
+type discard struct{ header http.Header }
+
+func (d discard) Header() http.Header         { return d.header }
+func (d discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d discard) WriteHeader(int)             {}
+
+// Reached waits until the request is held.
+func (h *Held) Reached(t testing.TB) {
+	t.Helper()
+	select {
+	case <-h.reached:
+	case <-time.After(patience):
+		t.Fatalf("no %s %s came", h.method, h.path)
+	}
+}
+
+// Release lets the request go on.
+func (h *Held) Release() { h.once.Do(func() { close(h.release) }) }
+
+// Land lets the request go on and waits until the engine has answered it; it returns the HTTP status.
+func (h *Held) Land(t testing.TB) int {
+	t.Helper()
+	h.Release()
+	select {
+	case <-h.landed:
+		return h.status
+	case <-time.After(patience):
+		t.Fatalf("%s %s is not answered", h.method, h.path)
+		return 0
+	}
+}
