@@ -241,9 +241,7 @@ func (f *fenced) ServiceRemove(ctx context.Context, id string) error {
 		}
 		name = s.Spec.Name
 		if s.Spec.Labels[LabelTombstone] == "" {
-			spec := s.Spec
-			spec.Labels = labelled(s.Spec.Labels, LabelTombstone, f.claim.label)
-			_, err := f.APIClient.ServiceUpdate(ctx, id, s.Version, spec, swarm.ServiceUpdateOptions{})
+			_, err := f.APIClient.ServiceUpdate(ctx, id, s.Version, f.tombstone(s.Spec), swarm.ServiceUpdateOptions{})
 			f.used(id)
 			if outOfSequence(err) {
 				continue
@@ -259,6 +257,18 @@ func (f *fenced) ServiceRemove(ctx context.Context, id string) error {
 		return nil
 	}
 	return f.again(name)
+}
+
+// tombstone marks a spec. A roll-out of the service that is still under way must not be rolled back any more: that would take the mark off again, a newer
+// generation might then revive the service, and the removal that is on its way would take that one's.
+func (f *fenced) tombstone(spec swarm.ServiceSpec) swarm.ServiceSpec {
+	spec.Labels = labelled(spec.Labels, LabelTombstone, f.claim.label)
+	if u := spec.UpdateConfig; u != nil && u.FailureAction == swarm.UpdateFailureActionRollback {
+		paused := *u
+		paused.FailureAction = swarm.UpdateFailureActionPause
+		spec.UpdateConfig = &paused
+	}
+	return spec
 }
 
 // unremoved keeps in mind that a removal failed; a service that is gone already was removed.

@@ -183,6 +183,24 @@ func (w *world) uninstall() {
 		_, _ = output("docker", args...)
 	}
 	_ = os.RemoveAll("/run/axt-e2e")
+	forgetHeads()
+}
+
+// forgetHeads removes what the agent kept in the Swarm about these tests' stacks, so that the next plane, which knows nothing of them, begins anew.
+func forgetHeads() {
+	out, err := output("docker", "config", "ls", "--format", "{{.ID}} {{.Name}}")
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(out) {
+		id, name, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if !strings.HasPrefix(name, "axion-h-") && !strings.HasPrefix(name, "axion-m-") {
+			continue
+		}
+		if labels, err := output("docker", "config", "inspect", "--format", "{{.Spec.Labels}}", id); err == nil && strings.Contains(labels, ":axt-e2e-") {
+			_, _ = output("docker", "config", "rm", id)
+		}
+	}
 }
 
 func (w *world) diagnosis() string {
