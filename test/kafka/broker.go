@@ -142,6 +142,12 @@ func (b *Broker) Stop() {
 // Kill ends the broker as a crash would, and returns when its process has ended.
 func (b *Broker) Kill() { b.end() }
 
+// Pause stops the broker's process where it is: it keeps its connections and answers nothing. Resume lets it go on.
+func (b *Broker) Pause() { b.signal(syscall.SIGSTOP, 0) }
+
+// Resume ends what Pause began.
+func (b *Broker) Resume() { b.signal(syscall.SIGCONT, 0) }
+
 // Start starts the broker again, on its data and its addresses. It does not wait until the broker answers; Cluster.AwaitReady does.
 func (b *Broker) Start() {
 	b.cluster.tb.Helper()

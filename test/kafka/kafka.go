@@ -127,6 +127,7 @@ func (c *Cluster) start() error {
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
+	id[0] &= 0x7f           // it must not begin with a hyphen, which would look like an option
 	clusterID := base64.RawURLEncoding.EncodeToString(id[:])
 	failed := make([]error, len(c.brokers))
 	var all sync.WaitGroup
@@ -141,7 +142,7 @@ func (c *Cluster) start() error {
 	if err := errors.Join(failed...); err != nil {
 		return err
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(c.addresses(internal)...), kgo.DialTLSConfig(c.ClientTLS(adminName, adminOrganization)))
+	client, err := kgo.NewClient(append(c.AdminOpts(), kgo.RetryBackoffFn(func(int) time.Duration { return pollEvery }))...)
 	if err != nil {
 		return err
 	}
@@ -191,6 +192,11 @@ func (c *Cluster) ClientTLS(commonName, organization string) *tls.Config {
 	config := c.ca.Client(commonName, organization)
 	config.MinVersion = tls.VersionTLS12
 	return config
+}
+
+// AdminOpts returns what a client needs that may do everything; its own options are added to them.
+func (c *Cluster) AdminOpts() []kgo.Opt {
+	return []kgo.Opt{kgo.SeedBrokers(c.addresses(internal)...), kgo.DialTLSConfig(c.ClientTLS(adminName, adminOrganization))}
 }
 
 // Admin returns a client that may do everything. It ends with the cluster.

@@ -33,6 +33,7 @@ func (b *Broker) serverProperties() string {
 		"authorizer.class.name":                              "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
 		"super.users":                                        strings.Join(c.superUsers(), ";"),
 		"log.dirs":                                           b.path("data"),
+		"broker.heartbeat.interval.ms":                       "500", // a broker comes and goes in steps of it; 2 s otherwise
 		"auto.create.topics.enable":                          "false",
 		"default.replication.factor":                         fmt.Sprint(replicas),
 		"offsets.topic.replication.factor":                   fmt.Sprint(replicas),

@@ -1,0 +1,222 @@
+package kafka_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/axion/runner-agent/agent"
+	"github.com/axion/runner-agent/agent/bus"
+	"github.com/axion/runner-agent/agent/config"
+	"github.com/axion/runner-agent/agent/health"
+	"github.com/axion/runner-agent/plane/broker"
+	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
+	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/test/engine"
+	"github.com/axion/runner-agent/test/kafka"
+)
+
+// The SASL mechanisms, by the contract's names.
+const (
+	plain  = runnerv1.SaslMechanism_SASL_MECHANISM_PLAIN
+	sha256 = runnerv1.SaslMechanism_SASL_MECHANISM_SCRAM_SHA_256
+	sha512 = runnerv1.SaslMechanism_SASL_MECHANISM_SCRAM_SHA_512
+)
+
+// useSASL makes a plane use the listener where clients have passwords.
+func (s *site) useSASL(c *kafka.Cluster, mechanism runnerv1.SaslMechanism) {
+	s.cfg.KafkaBrokers, s.cfg.KafkaCAPEM = c.SASL(), c.CAPEM()
+	s.cfg.KafkaSASL = &runnerv1.SaslCredentials{Mechanism: mechanism, Username: planeUser, Password: planePassword}
+}
+
+// testAgentSCRAM: the plane makes users for its agents, and takes them away.
+func testAgentSCRAM(t *testing.T, c *kafka.Cluster) {
+	t.Parallel()
+	s := newSite(t)
+	s.useSASL(c, sha512)
+	s.cfg.KafkaAgentSCRAM = true
+	s.start()
+	manager, stranger := s.enrol("scram", "n1"), s.enrol("scram-other", "n1")
+	if sasl := manager.access.GetSasl(); sasl.GetMechanism() != sha512 || sasl.GetUsername() != manager.id.AgentID() {
+		t.Errorf("the agent has %v", sasl.GetMechanism())
+	}
+	manager.start()
+	want := managerRights(manager)
+	slices.Sort(want)
+	if have := rights(t, c, "User:"+manager.id.AgentID()); !slices.Equal(have, want) {
+		t.Errorf("the agent may do %q, want %q", have, want)
+	}
+	s.succeeds(s.mustDeploy("scram", "", "shop"), manager.id.AgentID())
+	stranger.consume("spy", manager.access.GetClusterTopic(), manager.access.GetClusterGroup(), never{t})
+	eventually(t, "the warning that Kafka denies access", func() bool { return stranger.warned("kafka_spy_denied") })
+
+	if _, err := s.operator.RemoveAgent(t.Context(), &planev1.RemoveAgentRequest{Id: stranger.id.AgentID()}); err != nil {
+		t.Fatal(err)
+	}
+	if have := rights(t, c, "User:"+stranger.id.AgentID()); len(have) != 0 {
+		t.Errorf("the removed agent may still do %q", have)
+	}
+	stranger.consume("late", stranger.access.GetAgentTopic(), stranger.access.GetAgentGroup(), never{t})
+	eventually(t, "the warning that Kafka refuses the credentials", func() bool { return stranger.warned("kafka_late_auth") })
+}
+
+// testOwnCredentials: a managed Kafka whose administrator makes the users; the agents' are in their nodes' configuration. The agent is the whole one.
+func testOwnCredentials(t *testing.T, c *kafka.Cluster) {
+	for name, tc := range map[string]struct {
+		plane runnerv1.SaslMechanism
+		agent string
+	}{
+		"plane plain, agent scram-sha-256": {plain, "scram-sha-256"},
+		"plane scram-sha-256, agent plain": {sha256, "plain"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			engine.Client(t)
+			s := newSite(t)
+			s.useSASL(c, tc.plane)
+			s.start()
+			cluster := "own-" + tc.agent
+			runAgent(t, s.configure(cluster, tc.agent))
+			var agents *planev1.ListAgentsResponse
+			eventually(t, "the agent", func() bool {
+				var err error
+				agents, err = s.operator.ListAgents(t.Context(), &planev1.ListAgentsRequest{})
+				return err == nil && len(agents.GetAgents()) == 1 && agents.GetAgents()[0].GetManagerConfirmed()
+			})
+			id := agents.GetAgents()[0].GetId()
+			// One by the cluster's topic, and one by the agent's own, which hands it on. There is no such service, so nothing happens on the Swarm.
+			for _, to := range []*planev1.SubmitCommandRequest{{ClusterId: cluster}, {AgentId: id}} {
+				to.Command = &planev1.SubmitCommandRequest_ServiceScale{ServiceScale: &runnerv1.ServiceScale{Service: "axt-kafka-none_web", Replicas: 1}}
+				resp, err := s.operator.SubmitCommand(t.Context(), to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if outcome, signer := s.outcome(resp.GetCommandId()); signer != id || !strings.Contains(outcome.GetFailure().GetMessage(), "axt-kafka-none_web") {
+					t.Errorf("%v, signed by %q; want that agent %s finds no such service", outcome, signer, id)
+				}
+			}
+		})
+	}
+}
+
+// configure writes an agent's configuration file with credentials of its own for Kafka.
+func (s *site) configure(cluster, mechanism string) config.Config {
+	s.t.Helper()
+	dir, err := os.MkdirTemp("", "axt-kafka-") // the name of a socket must be short
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	token, password, file := filepath.Join(dir, "token"), filepath.Join(dir, "password"), filepath.Join(dir, "agent.toml")
+	text := fmt.Sprintf(`
+[agent]
+state_dir = %q
+work_dir = %q
+[plane]
+address = %q
+token_file = %q
+[kafka]
+sasl_mechanism = %q
+sasl_username = %q
+sasl_password_file = %q
+[health]
+listen = %q
+[local]
+socket = %q
+[telemetry]
+enabled = false
+`, filepath.Join(dir, "state"), filepath.Join(dir, "work"), s.cfg.Listen, token, mechanism, agentUser, password, freeAddress(s.t), filepath.Join(dir, "agent.sock"))
+	for path, content := range map[string]string{token: s.token(cluster), password: agentPassword + "\n", file: text} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	cfg, err := config.Load(config.Sources{File: file})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return cfg
+}
+
+// runAgent runs a whole agent on the machine's engine until the test ends.
+func runAgent(t *testing.T, cfg config.Config) {
+	t.Helper()
+	log := &safeBuffer{}
+	a, err := agent.New(cfg, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("agent: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the agent's log:\n%s", log)
+		}
+	})
+}
+
+// testWrongCredentials: what a person with a wrong password is told.
+func testWrongCredentials(t *testing.T, c *kafka.Cluster) {
+	t.Parallel()
+	for _, mechanism := range []runnerv1.SaslMechanism{plain, sha256, sha512} {
+		for name, credentials := range map[string]*runnerv1.SaslCredentials{
+			"wrong password": {Mechanism: mechanism, Username: agentUser, Password: "wrong"},
+			"unknown user":   {Mechanism: mechanism, Username: "nobody", Password: "wrong"},
+		} {
+			t.Run(mechanism.String()+" "+name, func(t *testing.T) {
+				t.Parallel()
+				warnings := health.New(time.Now)
+				p, err := bus.NewProducer(bus.ProducerConfig{
+					Config: bus.Config{Name: "x", Brokers: c.SASL(), TLS: c.ClientTLS("x", "x"), SASL: credentials}, Topics: []string{"runner.events"},
+				}, bus.ProducerDeps{Warn: warnings})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer p.Close()
+				err = p.Produce(t.Context(), []bus.Message{{Topic: "runner.events", Value: []byte("x")}})
+				r := runner{t: t, warnings: warnings}
+				if err == nil || !r.warned("kafka_x_auth") {
+					t.Errorf("got %v and %v, want a refusal of the credentials", err, warnings.Warnings())
+				}
+			})
+		}
+	}
+}
+
+// testUnknownCA: a plane that was not told the brokers' CA learns why it does not reach them.
+func testUnknownCA(t *testing.T, c *kafka.Cluster) {
+	t.Parallel()
+	b, err := broker.New(broker.Config{
+		Brokers: c.SASL(), ClientTLS: &tls.Config{RootCAs: newSite(t).ca.Pool(), MinVersion: tls.VersionTLS12},
+		SASL: &runnerv1.SaslCredentials{Mechanism: sha512, Username: planeUser, Password: planePassword},
+	}, broker.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	eventually(t, "the reason", func() bool {
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		return errors.As(b.Ready(ctx), new(x509.UnknownAuthorityError))
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
