@@ -68,16 +68,6 @@ func Name(t testing.TB, prefix string) string {
 	return prefix + "-" + hex.EncodeToString(b)
 }
 
-// DockerCLI returns the path of the docker command, or skips the test.
-func DockerCLI(t testing.TB) string {
-	t.Helper()
-	path, err := exec.LookPath("docker")
-	if err != nil {
-		t.Skip("no docker command in PATH")
-	}
-	return path
-}
-
 // image is the test image's name once this process has made or found it.
 var image = struct {
 	sync.Mutex
