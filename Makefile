@@ -41,6 +41,14 @@ test: ## Install what the tests need; run unit, integration and end-to-end tests
 test-images: ## Bake the images for amd64 and arm64 with real buildx, BuildKit and Compose
 	@test/images/run
 
+.PHONY: rig-up
+rig-up: ## A real Swarm of four nodes on this machine, with plane and agents, to be broken (docs/rig.md)
+	@mkdir -p dist && go build -tags $(GO_TAGS) -o dist/rig ./test/rig/cmd/rig && dist/rig up $(RIG)
+
+.PHONY: rig-down
+rig-down: ## Remove the rig
+	@mkdir -p dist && go build -tags $(GO_TAGS) -o dist/rig ./test/rig/cmd/rig && dist/rig down
+
 .PHONY: lint
 lint: ## Formatting, vet, staticcheck, contract lint, stale generated files, shell syntax
 	@unformatted=$$($(TOOL) gofumpt -l agent cmd ctl deploy images internal plane proto stack test bench); \

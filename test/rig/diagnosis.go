@@ -10,7 +10,8 @@ import (
 const (
 	// diagnosisTimeout bounds asking about; some of those asked may be dead.
 	diagnosisTimeout = 20 * time.Second
-	// diagnosisLines is how much is shown of each log.
+	// engineLines and diagnosisLines are how much is shown of an engine's log and of the others.
+	engineLines    = 12
 	diagnosisLines = 40
 )
 
@@ -30,7 +31,7 @@ func (r *Rig) Diagnosis(ctx context.Context) string {
 		section("plane", text, err)
 	}
 	for _, n := range r.nodes {
-		text, err := n.Logs(ctx, diagnosisLines)
+		text, err := n.Logs(ctx, engineLines)
 		section("engine of "+n.name, text, err)
 		if r.plane == nil {
 			continue

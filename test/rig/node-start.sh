@@ -14,10 +14,13 @@ if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
   sed -e 's/ / +/g' -e 's/^/+/' </sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
 fi
 
+# No name server: an engine that looks for an image in a registry out of reach is refused at once instead of waiting twenty seconds.
+echo nameserver 127.0.0.1 >/etc/resolv.conf
+
 # The state volume is a loop device with a file system in a file of the engine's own disk: it can be filled without hurting the machine, and outlives the
 # container's stop. Other nodes look for a free device at the same time, so it takes a few tries.
 mount_state() {
-  disk=/var/lib/docker/axion-rig-state.img
+  disk=/var/lib/docker/$STATE_DISK # no other node's file may have its name: newer ones of mount go by it and would say "already mounted"
   if [ ! -e "$disk" ]; then
     truncate -s "${STATE_MIB}M" "$disk.new" && mkfs.ext4 -q -F -m 0 "$disk.new" && mv "$disk.new" "$disk" || return 1
   fi
@@ -26,9 +29,11 @@ mount_state() {
   tries=0
   while [ $tries -lt 20 ]; do
     device=$(losetup -f) || return 1
+    device=${device%% *} # newer ones add "(lost)" while there is no device file
     [ -b "$device" ] || mknod "$device" b 7 "${device#/dev/loop}"
     if mount -o "loop=$device" "$disk" "$STATE_VOLUME" 2>/dev/null; then
       rmdir "$STATE_VOLUME/lost+found" 2>/dev/null
+      mkdir -p "$STATE_VOLUME/_data" # what the engine takes for a volume of its own
       return 0
     fi
     tries=$((tries + 1))
@@ -36,7 +41,10 @@ mount_state() {
   done
   return 1
 }
-mountpoint -q "$STATE_VOLUME" 2>/dev/null || mount_state || echo "node: no loop device: the agent's state volume is not a disk of its own" >&2
+mountpoint -q "$STATE_VOLUME" 2>/dev/null || mount_state || {
+  echo "node: no loop device: the agent's state volume is not a disk of its own" >&2
+  rmdir "$STATE_VOLUME" 2>/dev/null # or the engine would take it for a volume
+}
 
 engine=
 trap 'trap - TERM; [ -z "$engine" ] || { kill -TERM "$engine" 2>/dev/null; wait "$engine"; }; exit 0' TERM

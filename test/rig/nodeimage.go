@@ -61,6 +61,19 @@ func (r *Rig) ensureNodeImage(ctx context.Context, release Release) (string, err
 	return name, nil
 }
 
+// pullNodeImage brings an image that is to be used as it is to this machine's engine, unless it is there.
+func (r *Rig) pullNodeImage(ctx context.Context, name string) error {
+	if _, err := r.docker.ImageInspect(ctx, name); err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodeImageTimeout)
+	defer cancel()
+	if _, err := run(ctx, nil, "docker", "pull", "--quiet", name); err != nil {
+		return fmt.Errorf("node image %s: %w", name, err)
+	}
+	return nil
+}
+
 func bootstrap(ctx context.Context, docker *client.Client, release Release, name string) (err error) {
 	dir, err := os.MkdirTemp("", "axion-rig-node-")
 	if err != nil {

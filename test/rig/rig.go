@@ -129,7 +129,9 @@ func (r *Rig) Close() error {
 	return err
 }
 
-func (r *Rig) filter() filters.Args { return filters.NewArgs(filters.Arg("label", labelRig+"="+r.name)) }
+func (r *Rig) filter() filters.Args {
+	return filters.NewArgs(filters.Arg("label", labelRig+"="+r.name))
+}
 
 func (r *Rig) labels() map[string]string { return map[string]string{labelRig: r.name} }
 

@@ -63,16 +63,29 @@ func (n *Node) join(ctx context.Context, request swarm.JoinRequest) error {
 // Leader is the Swarm's leader, as a majority of the managers see it. It fails while there is none, as during an election.
 func (r *Rig) Leader(ctx context.Context) (*Node, error) {
 	managers := r.Managers()
+	type answer struct {
+		leader string
+		err    error
+	}
+	answers := make(chan answer, len(managers)) // all at once: one without a majority takes its time
+	for _, m := range managers {
+		go func() {
+			leader, err := m.leader(ctx)
+			answers <- answer{leader, err}
+		}()
+	}
 	votes := map[string]int{}
 	var failures []error
-	for _, m := range managers {
-		leader, err := m.leader(ctx)
-		if err != nil {
-			failures = append(failures, err)
+	for range managers {
+		a := <-answers
+		if a.err != nil {
+			failures = append(failures, a.err)
 			continue
 		}
-		votes[leader]++
-		if n := r.Node(leader); n != nil && votes[leader] > len(managers)/2 {
+		votes[a.leader]++
+	}
+	for name, count := range votes {
+		if n := r.Node(name); n != nil && count > len(managers)/2 {
 			return n, nil
 		}
 	}

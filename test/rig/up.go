@@ -133,6 +133,9 @@ func (r *Rig) startNodes(ctx context.Context, cfg Config) error {
 	}
 	for i, n := range cfg.Nodes {
 		if n.Image != "" {
+			if err := r.pullNodeImage(ctx, n.Image); err != nil {
+				return err
+			}
 			continue
 		}
 		image, err := r.ensureNodeImage(ctx, n.Release)
@@ -206,8 +209,6 @@ func (r *Rig) create(ctx context.Context, part, name string, address netip.Addr,
 	hostConfig.Mounts = append(hostConfig.Mounts, mount.Mount{Type: mount.TypeVolume, Source: volumeName, Target: target})
 	hostConfig.NetworkMode = container.NetworkMode(r.object("network"))
 	hostConfig.LogConfig = container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": logSize}}
-	// Nothing answers there, at once: an engine that looks for an image in a registry out of reach would wait ten seconds for a name server.
-	hostConfig.DNS = []string{"127.0.0.1"}
 	endpoint := &network.EndpointSettings{IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: address.String()}}
 	created, err := r.docker.ContainerCreate(ctx, config, hostConfig,
 		&network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{r.object("network"): endpoint}}, nil, r.object(name))
@@ -236,7 +237,7 @@ func (r *Rig) startNode(ctx context.Context, cfg Config, n NodeConfig, order int
 		Entrypoint: []string{"/bin/sh", "/node-start"},
 		Cmd:        []string{},
 		Env: []string{
-			"STATE_MIB=" + strconv.Itoa(cfg.StateMiB), "STATE_VOLUME=" + stateMount,
+			"STATE_DISK=" + r.object(n.Name) + ".img", "STATE_MIB=" + strconv.Itoa(cfg.StateMiB), "STATE_VOLUME=" + stateMount,
 			"ENGINE_ARGS=--bip " + engineBridge + " --default-address-pool " + enginePool,
 		},
 		Labels:     map[string]string{labelRole: string(n.Role), labelOrder: strconv.Itoa(order)},
