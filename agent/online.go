@@ -205,49 +205,17 @@ func (o *online) expire(ctx context.Context) error {
 	}
 }
 
-// whileManager reads the cluster's topic as long as this node is a manager and the plane allows it.
+// whileManager reads the cluster's topic as long as this node is a manager with a leader and the plane allows it.
 func (o *online) whileManager(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if !o.waitUntil(ctx, true) {
-			return nil
-		}
-		term, stop := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		go func() { done <- o.cluster.Run(term) }()
-		o.log.Info("reading the cluster's commands")
-		over := make(chan struct{})
-		go func() { defer close(over); o.waitUntil(term, false) }()
-		var err error
-		select {
-		case err = <-done:
-		case <-over:
-			stop()
-			err = <-done
-		}
-		stop()
-		<-over
-		if err != nil {
-			return err
-		}
+	e := o.agent.engine
+	terms := terms{
+		may:        func() bool { return e.Quorum() && o.session.ClusterTopicAllowed() },
+		changed:    func() (node, session <-chan struct{}) { return e.Changed(), o.session.Changed() },
+		leaderless: func() bool { return e.Manager() && !e.Quorum() },
+		read:       o.cluster.Run,
+		log:        o.log,
 	}
-	return nil
-}
-
-// waitUntil returns true when this node may read the cluster's topic (or, with want false, may not any more), and false when ctx ends.
-func (o *online) waitUntil(ctx context.Context, want bool) bool {
-	for {
-		engineChanged, sessionChanged := o.agent.engine.Changed(), o.session.Changed()
-		may := o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER && o.session.ClusterTopicAllowed()
-		if may == want {
-			return true
-		}
-		select {
-		case <-engineChanged:
-		case <-sessionChanged:
-		case <-ctx.Done():
-			return false
-		}
-	}
+	return terms.run(ctx)
 }
 
 // maxStacks bounds the generations that a heartbeat tells, as the contract states it.
