@@ -189,19 +189,34 @@ func (o *online) runCommands(ctx context.Context) error {
 	return nil
 }
 
-// expire forgets old outcomes once an hour.
-func (o *online) expire(ctx context.Context) error {
-	ticker := time.NewTicker(time.Hour)
-	defer ticker.Stop()
+const (
+	// expireInterval is between two times that old outcomes are forgotten.
+	expireInterval = time.Hour
+	// spaceInterval is how soon a disk that fills up, or has room again, is noticed while no command comes.
+	spaceInterval = 5 * time.Second
+)
+
+// keepJournal forgets old outcomes and watches the journal's disk.
+func (o *online) keepJournal(ctx context.Context) error {
+	expire, space := time.NewTicker(expireInterval), time.NewTicker(spaceInterval)
+	defer expire.Stop()
+	defer space.Stop()
+	o.expire()
 	for {
-		if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
-			o.log.Warn("old commands are not forgotten", "error", err)
-		}
+		_ = o.journal.CheckSpace() // told as a warning
 		select {
-		case <-ticker.C:
+		case <-space.C:
+		case <-expire.C:
+			o.expire()
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+func (o *online) expire() {
+	if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
+		o.log.Warn("old commands are not forgotten", "error", err)
 	}
 }
 
