@@ -118,7 +118,7 @@ func (a *Agent) goOnline(ctx context.Context, s *supervise.Supervisor) error {
 	s.Start(ctx, "events", stopEvents, o.publisher.Run)
 	s.Start(ctx, "commands", stopCommands, o.runCommands)
 	s.Start(ctx, "fence", stopQuickly, o.fence.Run)
-	s.Start(ctx, "journal keeper", stopQuickly, o.expire)
+	s.Start(ctx, "journal keeper", stopQuickly, o.keepJournal)
 	if o.telemetry != nil {
 		s.Start(ctx, "telemetry", stopQuickly, o.telemetry.Run)
 	}

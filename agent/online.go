@@ -189,65 +189,48 @@ func (o *online) runCommands(ctx context.Context) error {
 	return nil
 }
 
-// expire forgets old outcomes once an hour.
-func (o *online) expire(ctx context.Context) error {
-	ticker := time.NewTicker(time.Hour)
-	defer ticker.Stop()
+const (
+	// expireInterval is between two times that old outcomes are forgotten.
+	expireInterval = time.Hour
+	// spaceInterval is how soon a disk that fills up, or has room again, is noticed while no command comes.
+	spaceInterval = 5 * time.Second
+)
+
+// keepJournal forgets old outcomes and watches the journal's disk.
+func (o *online) keepJournal(ctx context.Context) error {
+	expire, space := time.NewTicker(expireInterval), time.NewTicker(spaceInterval)
+	defer expire.Stop()
+	defer space.Stop()
+	o.expire()
 	for {
-		if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
-			o.log.Warn("old commands are not forgotten", "error", err)
-		}
+		_ = o.journal.CheckSpace() // told as a warning
 		select {
-		case <-ticker.C:
+		case <-space.C:
+		case <-expire.C:
+			o.expire()
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// whileManager reads the cluster's topic as long as this node is a manager and the plane allows it.
+func (o *online) expire() {
+	if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
+		o.log.Warn("old commands are not forgotten", "error", err)
+	}
+}
+
+// whileManager reads the cluster's topic as long as this node is a manager with a leader and the plane allows it.
 func (o *online) whileManager(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if !o.waitUntil(ctx, true) {
-			return nil
-		}
-		term, stop := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		go func() { done <- o.cluster.Run(term) }()
-		o.log.Info("reading the cluster's commands")
-		over := make(chan struct{})
-		go func() { defer close(over); o.waitUntil(term, false) }()
-		var err error
-		select {
-		case err = <-done:
-		case <-over:
-			stop()
-			err = <-done
-		}
-		stop()
-		<-over
-		if err != nil {
-			return err
-		}
+	e := o.agent.engine
+	terms := terms{
+		may:        func() bool { return e.Quorum() && o.session.ClusterTopicAllowed() },
+		changed:    func() (node, session <-chan struct{}) { return e.Changed(), o.session.Changed() },
+		leaderless: func() bool { return e.Manager() && !e.Quorum() },
+		read:       o.cluster.Run,
+		log:        o.log,
 	}
-	return nil
-}
-
-// waitUntil returns true when this node may read the cluster's topic (or, with want false, may not any more), and false when ctx ends.
-func (o *online) waitUntil(ctx context.Context, want bool) bool {
-	for {
-		engineChanged, sessionChanged := o.agent.engine.Changed(), o.session.Changed()
-		may := o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER && o.session.ClusterTopicAllowed()
-		if may == want {
-			return true
-		}
-		select {
-		case <-engineChanged:
-		case <-sessionChanged:
-		case <-ctx.Done():
-			return false
-		}
-	}
+	return terms.run(ctx)
 }
 
 // maxStacks bounds the generations that a heartbeat tells, as the contract states it.

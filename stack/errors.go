@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
 
+	"github.com/axion/runner-agent/internal/quorum"
 	"github.com/axion/runner-agent/proto/failure"
 )
 
@@ -22,7 +23,7 @@ func engineFailure(err error) *failure.Error {
 		return failure.New(failure.Unavailable, "cancelled", "", "%w", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return failure.New(failure.Deadline, "deadline_exceeded", "", "%w", err)
-	case client.IsErrConnectionFailed(err), errdefs.IsUnavailable(err), strings.Contains(text, "does not have a leader"):
+	case client.IsErrConnectionFailed(err), errdefs.IsUnavailable(err), quorum.Missing(err):
 		return failure.New(failure.Unavailable, "engine_unavailable", "", "%w", err)
 	case strings.Contains(text, "update out of sequence"):
 		return failure.New(failure.Conflict, "out_of_sequence", "", "%w", err).WithHint("somebody else changed the service at the same time; deploy again")

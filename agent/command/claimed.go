@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/axion/runner-agent/agent/fence"
+	"github.com/axion/runner-agent/internal/quorum"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/stack"
@@ -26,6 +27,11 @@ const (
 // stops. A claim that is lost is asked for again, and the answer tells what became of the command.
 func (r *Runner) execute(ctx context.Context, c *command, expired bool) (*runnerv1.CommandOutcome, error) {
 	p := &progress{runner: r, command: c}
+	defer func() {
+		if errors.Is(context.Cause(ctx), ErrNoQuorum) {
+			p.withoutQuorum()
+		}
+	}()
 	job, err := r.job(c)
 	if err != nil {
 		return outcomeOf(stack.Result{}, err), nil
@@ -40,6 +46,8 @@ func (r *Runner) execute(ctx context.Context, c *command, expired bool) (*runner
 		case f.Code == fence.CodeLost:
 			c.log.Warn("the claim is lost; looking what became of the command", "error", err)
 			p.observe(stack.Notice{Warning: true, Text: err.Error()})
+		case quorum.Missing(err):
+			p.withoutQuorum()
 		case f.Class == failure.Unavailable:
 			if !told {
 				c.log.Warn("the stack cannot be claimed; trying again", "error", err)
@@ -166,11 +174,14 @@ func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (sta
 		if ctx.Err() != nil || !(again && passes < maxPasses) && failure.ClassOf(err) != failure.Unavailable {
 			return result, err
 		}
-		if !again {
+		switch {
+		case again:
+			c.log.Info("the services have changed; listing them again", "pass", passes, "reason", err)
+		case quorum.Missing(err):
+			p.withoutQuorum()
+		default:
 			c.log.Warn("the engine is away; trying again", "error", err)
 			p.observe(stack.Notice{Warning: true, Text: err.Error() + "; trying again"})
-		} else {
-			c.log.Info("the services have changed; listing them again", "pass", passes, "reason", err)
 		}
 		if !sleep(ctx, rand.N(wait)) {
 			return result, err

@@ -99,6 +99,16 @@ type progress struct {
 	runner   *Runner
 	command  *command
 	sequence uint64
+	// waits says that the lack of a quorum has been told.
+	waits bool
+}
+
+// withoutQuorum tells, once, that the command waits for the Swarm's managers. Call it from the goroutine that runs the command.
+func (p *progress) withoutQuorum() {
+	if !p.waits {
+		p.waits = true
+		p.observe(stack.Notice{Warning: true, Text: "waiting: no quorum"})
+	}
 }
 
 func (p *progress) observe(e stack.Event) {

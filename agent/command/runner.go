@@ -122,6 +122,8 @@ type command struct {
 	payload  proto.Message
 	log      *slog.Logger
 
+	// agent is the context that was given to Handle.
+	agent context.Context
 	// group is the newest consumer group generation in which the message was delivered.
 	group   atomic.Int32
 	done    chan struct{}           // closed when the offset may be committed
@@ -133,6 +135,9 @@ type command struct {
 // errCancelled is the cause of a context that an operator's CancelCommand ended.
 var errCancelled = failure.New(failure.Conflict, "cancelled", "", "the command was cancelled by an operator")
 
+// ErrNoQuorum is the cause of a context given to Handle that ended because the Swarm's managers have no leader; commands that run then say so.
+var ErrNoQuorum = failure.New(failure.Unavailable, "no_swarm_leader", "", "the swarm has no leader that this manager can reach")
+
 // Handle takes a message and returns at once. The channel is closed when the message is settled: its outcome is acknowledged by Kafka, or it was handed on,
 // or it is in the dead-letter topic. It stays open when ctx, the agent's own, ends before; then the message is delivered again.
 // The same command delivered again while it runs attaches to the one that runs.
@@ -143,13 +148,13 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	key := delivery{m.Topic, e.ID}
 
 	r.mu.Lock()
-	if running, ok := r.inflight[key]; ok && err == nil {
+	if running, ok := r.inflight[key]; ok && err == nil && !running.interrupted() {
 		r.mu.Unlock()
 		running.group.Store(max(running.group.Load(), m.GroupGeneration))
 		log.Info("command delivered again while it runs")
 		return running.done
 	}
-	c := &command{envelope: e, message: m, log: log, done: make(chan struct{})}
+	c := &command{envelope: e, message: m, log: log, agent: ctx, done: make(chan struct{})}
 	c.group.Store(m.GroupGeneration)
 	c.run, c.cancel = context.WithCancelCause(ctx)
 	if err == nil {
@@ -178,6 +183,9 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	}
 	return c.done
 }
+
+// interrupted says that the work is being ended without an outcome: who delivers the command again has it run again.
+func (c *command) interrupted() bool { return c.agent.Err() != nil }
 
 // live leads one message to its end and reports whether it is settled.
 func (r *Runner) live(ctx context.Context, c *command, err error) bool {
@@ -228,7 +236,7 @@ func (r *Runner) process(ctx context.Context, c *command) bool {
 	defer r.setRunning(c, false)
 	c.log.Info("command begins", "attempt", record.Attempts)
 	outcome, err := r.execute(ctx, c, record.Attempts == 1 && !c.envelope.Deadline.IsZero() && started.After(c.envelope.Deadline))
-	if err != nil { // the agent stops, or the journal is away: no outcome was decided, the message comes again
+	if err != nil { // the agent stops, or is no manager with a leader any more, or the journal is away: no outcome was decided, the message comes again
 		c.log.Warn("command interrupted; it is taken up again when it is delivered again", "error", err)
 		return false
 	}

@@ -75,6 +75,7 @@ type Engine struct {
 	facts      *runnerv1.NodeFacts // as last heard; nil before that and outside a Swarm
 	asked      time.Time           // when the engine was last asked
 	lastErr    error               // of the last refresh
+	leader     leadership
 	changed    chan struct{}
 }
 
@@ -113,15 +114,18 @@ func (e *Engine) Reachable() bool {
 	return e.reachable
 }
 
-// Changed returns a channel that is closed at the next change of the node's facts or of Reachable.
+// Changed returns a channel that is closed at the next change of the node's facts, of Reachable or of Quorum.
 func (e *Engine) Changed() <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.changed
 }
 
-// Run keeps the facts fresh and notices when the engine goes and comes back, until ctx ends; then it returns nil.
+// Run keeps the facts fresh and notices when the engine or the Swarm's leader goes and comes back, until ctx ends; then it returns nil.
 func (e *Engine) Run(ctx context.Context) error {
+	var leader sync.WaitGroup
+	leader.Go(func() { e.watchLeader(ctx) })
+	defer leader.Wait()
 	var w *watch
 	defer func() { w.stop() }()
 	for {

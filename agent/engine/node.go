@@ -9,6 +9,7 @@ import (
 	"github.com/docker/docker/api/types/system"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/axion/runner-agent/internal/quorum"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 )
@@ -77,8 +78,8 @@ func (e *Engine) Nodes(ctx context.Context) (*runnerv1.NodeList, error) {
 }
 
 func nodesFailure(err error) error {
-	if strings.Contains(err.Error(), "does not have a leader") {
-		return failure.New(failure.Unavailable, "no_swarm_leader", "", "list the nodes of the swarm: %w", err).
+	if quorum.Missing(err) {
+		return failure.New(failure.Unavailable, WarnNoLeader, "", "list the nodes of the swarm: %w", err).
 			WithHint("bring more than half of the swarm's managers back")
 	}
 	return failure.New(failure.Unavailable, "nodes_unknown", "", "list the nodes of the swarm: %w", err)

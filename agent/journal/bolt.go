@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,6 +53,8 @@ type Warner interface {
 type Options struct {
 	// MaxOutboxBytes is the bound of the outbox; 0 means DefaultMaxOutboxBytes.
 	MaxOutboxBytes int64
+	// MinFreeBytes is the room on the volume below which Receive fails; 0 means DefaultMinFreeBytes.
+	MinFreeBytes int64
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -65,6 +68,8 @@ type Bolt struct {
 	path string
 	opts Options
 	db   *bolt.DB
+	// refused says that the last write found the disk full.
+	refused atomic.Bool
 
 	// writing is held while the outbox on disk changes. It is taken before mu and never while mu is held.
 	writing sync.Mutex
@@ -78,6 +83,9 @@ type Bolt struct {
 func Open(path string, opts Options) (*Bolt, error) {
 	if opts.MaxOutboxBytes == 0 {
 		opts.MaxOutboxBytes = DefaultMaxOutboxBytes
+	}
+	if opts.MinFreeBytes == 0 {
+		opts.MinFreeBytes = DefaultMinFreeBytes
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -254,20 +262,21 @@ func (b *Bolt) Close() error {
 
 // update runs fn in a transaction that is on disk when update returns nil.
 func (b *Bolt) update(fn func(tx *bolt.Tx) error) error {
-	err := b.translate(b.db.Update(fn))
-	if err == nil {
-		b.opts.Warn.Clear("disk_full")
+	if err := b.translate(b.db.Update(fn)); err != nil {
+		return err
 	}
-	return err
+	b.refused.Store(false)
+	if b.hasRoom() == nil {
+		b.opts.Warn.Clear(codeDiskFull)
+	}
+	return nil
 }
 
 // translate gives a full disk its own failure, so that intake can stop: class Unavailable, code "disk_full".
 func (b *Bolt) translate(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		f := failure.New(failure.Unavailable, "disk_full", b.path, "the disk of the journal %s is full: %w", b.path, err).
-			WithHint("free space on the volume of the agent's state folder")
-		b.opts.Warn.Set(f.Code, runnerv1.HealthSeverity_HEALTH_SEVERITY_HIGH, "disk full", f.Message+"; no command is begun until there is space")
-		return f
+		b.refused.Store(true)
+		return b.diskFull(err)
 	}
 	return err
 }

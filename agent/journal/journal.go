@@ -59,7 +59,8 @@ type Entry struct {
 
 // Commands remembers commands and their outcomes.
 type Commands interface {
-	// Receive notes a delivery of a command and returns its record, with the number of deliveries in Attempts.
+	// Receive notes a delivery of a command and returns its record, with the number of deliveries in Attempts. The note is on disk when Receive returns, and
+	// there is room for more: on a full disk it fails, with code "disk_full", and the command must not be begun.
 	Receive(id, typ string) (Record, error)
 	// Decide records the outcome of a command and puts it into the outbox, in one transaction that is on disk when Decide returns. The key is the event's
 	// Kafka key; it may be empty.

@@ -430,21 +430,28 @@ func TestLocked(t *testing.T) {
 	}
 }
 
-func TestDiskFull(t *testing.T) {
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+// smallDisk is a file system of that size.
+func smallDisk(t *testing.T, size string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Skipf("needs the right to mount a small file system: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
+func TestDiskFull(t *testing.T) {
+	dir := smallDisk(t, "1m")
 	warn := &warnings{}
-	b := open(t, filepath.Join(dir, "journal.db"), Options{Warn: warn})
+	b := open(t, filepath.Join(dir, "journal.db"), Options{Warn: warn, MinFreeBytes: 64 << 10})
 	var err error
 	decided := 0
 	for ; err == nil && decided < 100; decided++ {
 		_, err = b.Decide(fmt.Sprint("c", decided), "k", 0, event(fmt.Sprint("o", decided), make([]byte, 50_000)...))
 	}
 	decided--
-	if f := failure.Of(err); f == nil || f.Class != failure.Unavailable || f.Code != "disk_full" {
+	if !isDiskFull(err) {
 		t.Fatalf("got %v", err)
 	}
 	if !warn.has("disk_full") {
@@ -453,8 +460,8 @@ func TestDiskFull(t *testing.T) {
 	if got := ids(t, b); len(got) != decided {
 		t.Errorf("%d outcomes wait, %d were decided", len(got), decided)
 	}
-	if rec, err := b.Receive(fmt.Sprint("c", decided), "t"); err == nil && rec.Decided {
-		t.Error("an outcome that did not reach the disk counts as decided")
+	if _, err := b.Receive(fmt.Sprint("c", decided), "t"); !isDiskFull(err) {
+		t.Errorf("a full journal receives: %v", err)
 	}
 	ackAll(t, b) // frees pages inside the file
 	if err := b.Expire(time.Now().Add(time.Hour)); err != nil {
@@ -465,6 +472,59 @@ func TestDiskFull(t *testing.T) {
 	}
 	if warn.has("disk_full") {
 		t.Error("the warning stays")
+	}
+	if rec, err := b.Receive(fmt.Sprint("c", decided), "t"); err != nil || rec.Decided {
+		t.Errorf("a command whose outcome did not reach the disk: %v, %v", rec, err)
+	}
+}
+
+func isDiskFull(err error) bool {
+	f := failure.Of(err)
+	return f != nil && f.Class == failure.Unavailable && f.Code == "disk_full"
+}
+
+// TestDiskNearlyFull: no command is received on a volume that somebody else has filled, though the journal's own file could still take it, and before any write
+// has failed.
+func TestDiskNearlyFull(t *testing.T) {
+	dir := smallDisk(t, "16m")
+	warn := &warnings{}
+	b := open(t, filepath.Join(dir, "journal.db"), Options{Warn: warn})
+	filler := filepath.Join(dir, "filler")
+	for name, left := range map[string]int{"some is left": 3 << 20, "nothing is left": 0} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := b.Receive("before "+name, "t"); err != nil || b.CheckSpace() != nil || warn.has("disk_full") {
+				t.Fatalf("with room: %v", err)
+			}
+			var fs syscall.Statfs_t
+			if err := syscall.Statfs(dir, &fs); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filler, make([]byte, int(fs.Bavail)*int(fs.Bsize)-left), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.CheckSpace(); !isDiskFull(err) || !warn.has("disk_full") {
+				t.Errorf("not noticed: %v", err)
+			}
+			if _, err := b.Receive(name, "t"); !isDiskFull(err) {
+				t.Errorf("received: %v", err)
+			}
+			// What was begun before may end as long as there is room for it at all, and that does not end the warning.
+			if _, err := b.Decide("before "+name, "k", 0, event("o-"+name)); left > 0 && err != nil {
+				t.Error(err)
+			}
+			if !warn.has("disk_full") {
+				t.Error("a small write that found room ended the warning")
+			}
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.CheckSpace(); err != nil || warn.has("disk_full") {
+				t.Errorf("space is not noticed: %v", err)
+			}
+			if rec, err := b.Receive(name, "t"); err != nil || rec.Attempts != 1 {
+				t.Errorf("refused and noted, or still refused: %v, %v", rec, err)
+			}
+		})
 	}
 }
 

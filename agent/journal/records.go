@@ -16,6 +16,9 @@ func (b *Bolt) Receive(id, typ string) (Record, error) {
 	if err := checkKey("command id", id); err != nil {
 		return Record{}, err
 	}
+	if err := b.CheckSpace(); err != nil {
+		return Record{}, err
+	}
 	var rec Record
 	err := b.update(func(tx *bolt.Tx) error {
 		stored, _, err := getRecord(tx, id)

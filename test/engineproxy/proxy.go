@@ -1,10 +1,11 @@
-// Package engineproxy puts a proxy before a Docker engine that can hold a request back. Tests use it to be at the worst place at the worst time: a request that
+// Package engineproxy puts a proxy before a Docker engine that can hold a request back, or refuse it. Tests use it to be at the worst place at the worst time: a request that
 // was sent long ago, by a process that may be dead, takes effect when the test lets it.
 package engineproxy
 
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -27,9 +29,18 @@ const patience = time.Minute
 type Proxy struct {
 	socket string
 
-	mu    sync.Mutex
-	holds []*Held
-	log   []string
+	mu       sync.Mutex
+	holds    []*Held
+	refusals []*refusal
+	log      []string
+}
+
+// refusal is what is answered in the engine's place.
+type refusal struct {
+	method  string
+	path    *regexp.Regexp
+	status  int
+	message string
 }
 
 // Held is a request that is held back, or will be.
@@ -106,6 +117,30 @@ func (p *Proxy) DropAnswer(method, path string, nth int) *Held {
 	return p.add(&Held{method: method, path: regexp.MustCompile(path), nth: nth, drop: true})
 }
 
+// Refuse answers all such requests with that status and message, as the engine writes its errors, until allow is called.
+func (p *Proxy) Refuse(method, path string, status int, message string) (allow func()) {
+	r := &refusal{method: method, path: regexp.MustCompile(path), status: status, message: message}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refusals = append(p.refusals, r)
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.refusals = slices.DeleteFunc(p.refusals, func(other *refusal) bool { return other == r })
+	}
+}
+
+func (p *Proxy) refused(r *http.Request) *refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.refusals {
+		if r.Method == f.method && f.path.MatchString(r.URL.String()) {
+			return f
+		}
+	}
+	return nil
+}
+
 func (p *Proxy) add(h *Held) *Held {
 	h.reached, h.release, h.landed = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	p.mu.Lock()
@@ -138,6 +173,12 @@ func (p *Proxy) match(r *http.Request) *Held {
 
 func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, forward http.Handler) {
 	h := p.match(r)
+	if f := p.refused(r); f != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(f.status)
+		_ = json.NewEncoder(w).Encode(map[string]string{"message": f.message})
+		return
+	}
 	if h == nil {
 		forward.ServeHTTP(w, r)
 		return
