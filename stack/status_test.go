@@ -26,6 +26,13 @@ networks: {a: {}, host: {external: true, name: host}}
 	if result, err := r.Deploy(t.Context(), d, nil); err == nil {
 		t.Fatalf("%+v", result)
 	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) { // a busy machine may need longer than the deployment had
+		if status, err := r.Status(t.Context(), r.stack); err != nil || time.Now().After(deadline) {
+			t.Fatalf("%v %+v", err, status.Services)
+		} else if status.Services[4].Running == 1 {
+			break
+		}
+	}
 	var got, want string
 	// Ages move on between the two looks.
 	for range 10 {
