@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"path/filepath"
@@ -44,7 +45,7 @@ func (s *site) enrol(cluster, node string) *runner {
 		Token: func(context.Context) (string, error) { return token, nil },
 	}, identity.Deps{
 		Node: func(context.Context) (*runnerv1.NodeFacts, error) {
-			return &runnerv1.NodeFacts{NodeId: node, Hostname: "host-" + node, Role: runnerv1.NodeRole_NODE_ROLE_MANAGER, SwarmClusterId: "swarm-" + cluster}, nil
+			return &runnerv1.NodeFacts{NodeId: node, Hostname: "host-" + node, Role: runnerv1.NodeRole_NODE_ROLE_MANAGER, SwarmClusterId: cmp.Or(s.swarmID, "swarm-"+cluster)}, nil
 		},
 		Log: slog.New(slog.DiscardHandler), Warn: r.warnings,
 	})

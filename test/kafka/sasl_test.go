@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -69,41 +68,46 @@ func testAgentSCRAM(t *testing.T, c *kafka.Cluster) {
 	eventually(t, "the warning that Kafka refuses the credentials", func() bool { return stranger.warned("kafka_late_auth") })
 }
 
-// testOwnCredentials: a managed Kafka whose administrator makes the users; the agents' are in their nodes' configuration. The agent is the whole one.
+// testOwnCredentials: a managed Kafka whose administrator makes the users; the agents' is in their nodes' configuration. A whole agent on this machine's engine
+// takes commands from its own topic. It is not confirmed as a manager, so it hands them on and does nothing on the Swarm; another agent does them.
 func testOwnCredentials(t *testing.T, c *kafka.Cluster) {
 	for name, tc := range map[string]struct {
-		plane runnerv1.SaslMechanism
-		agent string
+		plane, agent runnerv1.SaslMechanism
+		configured   string
 	}{
-		"plane plain, agent scram-sha-256": {plain, "scram-sha-256"},
-		"plane scram-sha-256, agent plain": {sha256, "plain"},
+		"plane plain, agent scram-sha-256":         {plain, sha256, "scram-sha-256"},
+		"plane scram-sha-256, agent plain":         {sha256, plain, "plain"},
+		"plane scram-sha-512, agent scram-sha-512": {sha512, sha512, "scram-sha-512"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			engine.Client(t)
+			info, err := engine.Client(t).Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
 			s := newSite(t)
+			s.swarmID = info.Swarm.Cluster.ID
 			s.useSASL(c, tc.plane)
 			s.start()
-			cluster := "own-" + tc.agent
-			runAgent(t, s.configure(cluster, tc.agent))
-			var agents *planev1.ListAgentsResponse
-			eventually(t, "the agent", func() bool {
-				var err error
-				agents, err = s.operator.ListAgents(t.Context(), &planev1.ListAgentsRequest{})
-				return err == nil && len(agents.GetAgents()) == 1 && agents.GetAgents()[0].GetManagerConfirmed()
-			})
-			id := agents.GetAgents()[0].GetId()
-			// One by the cluster's topic, and one by the agent's own, which hands it on. There is no such service, so nothing happens on the Swarm.
-			for _, to := range []*planev1.SubmitCommandRequest{{ClusterId: cluster}, {AgentId: id}} {
-				to.Command = &planev1.SubmitCommandRequest_ServiceScale{ServiceScale: &runnerv1.ServiceScale{Service: "axt-kafka-none_web", Replicas: 1}}
-				resp, err := s.operator.SubmitCommand(t.Context(), to)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if outcome, signer := s.outcome(resp.GetCommandId()); signer != id || !strings.Contains(outcome.GetFailure().GetMessage(), "axt-kafka-none_web") {
-					t.Errorf("%v, signed by %q; want that agent %s finds no such service", outcome, signer, id)
-				}
+			cluster := "own-" + tc.configured
+			manager := s.enrol(cluster, "n1")
+			if manager.access.GetSasl() != nil {
+				t.Error("the plane gave credentials that it does not have")
 			}
+			manager.access.Sasl = &runnerv1.SaslCredentials{Mechanism: tc.agent, Username: agentUser, Password: agentPassword}
+			manager.start()
+			runAgent(t, s.configure(cluster, tc.configured))
+			var whole string
+			eventually(t, "the agent", func() bool {
+				agents, err := s.operator.ListAgents(t.Context(), &planev1.ListAgentsRequest{})
+				for _, a := range agents.GetAgents() {
+					if a.GetId() != manager.id.AgentID() {
+						whole = a.GetId()
+					}
+				}
+				return err == nil && whole != ""
+			})
+			s.succeeds(s.mustDeploy("", whole, "shop"), manager.id.AgentID())
 		})
 	}
 }

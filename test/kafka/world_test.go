@@ -36,6 +36,7 @@ type site struct {
 	log      *safeBuffer
 	operator planev1.OperatorClient
 	stop     func() // stops the plane before the test's end
+	swarmID  string // of all clusters' Swarms; "" means one for each
 }
 
 // newSite makes a plane's data directory with its CA, which the brokers must know before they start. The plane itself is started by start.
