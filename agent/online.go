@@ -252,10 +252,18 @@ func (o *online) heartbeat() *runnerv1.Heartbeat {
 	}
 	for _, head := range o.fence.Heads() {
 		if len(beat.Stacks) < maxStacks {
-			beat.Stacks = append(beat.Stacks, &runnerv1.StackGeneration{Stack: head.Stack, Generation: head.Generation})
+			beat.Stacks = append(beat.Stacks, stackGeneration(head))
 		}
 	}
 	return beat
+}
+
+func stackGeneration(h fence.Head) *runnerv1.StackGeneration {
+	g := &runnerv1.StackGeneration{Stack: h.Stack, Generation: h.Generation, Epoch: h.Epoch}
+	if !h.Removed.IsZero() {
+		g.RemovedAt = timestamppb.New(h.Removed)
+	}
+	return g
 }
 
 // close gives the journal and the producer free, once nothing uses them.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/axion/runner-agent/agent/journal"
 	"github.com/axion/runner-agent/internal/backoff"
+	"github.com/axion/runner-agent/internal/crashpoint"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
@@ -122,6 +123,11 @@ func (p *Publisher) publish(ctx context.Context, entries []journal.Entry) error 
 	if failure.ClassOf(err) != failure.Invalid {
 		if err != nil {
 			return err
+		}
+		for _, e := range entries {
+			if e.Outcome {
+				crashpoint.At(crashpoint.Published)
+			}
 		}
 		return p.acked(ctx, seqs)
 	}

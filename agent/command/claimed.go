@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/axion/runner-agent/agent/fence"
+	"github.com/axion/runner-agent/internal/crashpoint"
 	"github.com/axion/runner-agent/internal/quorum"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
@@ -116,6 +117,7 @@ func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress, exp
 		return r.recorded(c, *outcome), nil
 	}
 	defer claim.Release()
+	crashpoint.At(crashpoint.Claimed)
 	return r.underClaim(ctx, c, job, claim, p)
 }
 
@@ -141,6 +143,7 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fe
 	case c.run.Err() != nil:
 		return nil, c.run.Err()
 	}
+	crashpoint.At(crashpoint.Converged)
 	outcome := outcomeOf(result, err)
 	outcome.Stack = job.order.Stack
 	outcome.Generation, outcome.StartedAt = claim.Generation(), timestamp(started)
@@ -155,6 +158,7 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fe
 	}); err != nil {
 		return nil, err
 	}
+	crashpoint.At(crashpoint.Decided)
 	return outcome, lost
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/axion/runner-agent/agent/bus"
 	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/journal"
+	"github.com/axion/runner-agent/internal/crashpoint"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/envelope"
 	"github.com/axion/runner-agent/proto/failure"
@@ -189,6 +190,7 @@ func (c *command) interrupted() bool { return c.agent.Err() != nil }
 
 // live leads one message to its end and reports whether it is settled.
 func (r *Runner) live(ctx context.Context, c *command, err error) bool {
+	crashpoint.At(crashpoint.Received)
 	if err == nil && !supported(c.payload) {
 		err = failure.New(failure.Invalid, "unsupported_command", c.envelope.Type, "message %s: this agent cannot do %s", c.envelope.ID, c.envelope.Type).
 			WithHint("update the agent")
@@ -226,6 +228,7 @@ func (r *Runner) process(ctx context.Context, c *command) bool {
 	}) != nil {
 		return false
 	}
+	crashpoint.At(crashpoint.Journaled)
 	if record.Decided {
 		c.log.Info("command is decided already", "attempts", record.Attempts)
 		return r.settle(ctx, c, record.Outcome, record.Generation)
@@ -285,8 +288,10 @@ func (r *Runner) settle(ctx context.Context, c *command, ev envelope.Envelope, g
 	}) != nil {
 		return false
 	}
+	crashpoint.At(crashpoint.Recorded)
 	select {
 	case <-r.deps.Journal.Settled(decided.ID):
+		crashpoint.At(crashpoint.Settled)
 		c.log.Info("command ended; its outcome is acknowledged")
 		return true
 	case <-ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 
+	"github.com/axion/runner-agent/internal/crashpoint"
 	"github.com/axion/runner-agent/proto/failure"
 )
 
@@ -345,7 +346,11 @@ func (c *Claim) Applied(ctx context.Context) error {
 		return c.Err()
 	}
 	next := c.next()
-	return c.changeLocked(ctx, func(h *Head) { h.Phase, h.Next = Applied, next })
+	if err := c.changeLocked(ctx, func(h *Head) { h.Phase, h.Next = Applied, next }); err != nil {
+		return err
+	}
+	crashpoint.At(crashpoint.Applied)
+	return nil
 }
 
 // Decide records the command's outcome in the head, and thereby ends the generation. With a failure nothing is decided; with CodeLost somebody else will.

@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 
+	"github.com/axion/runner-agent/internal/crashpoint"
 	"github.com/axion/runner-agent/proto/failure"
 )
 
@@ -41,6 +42,14 @@ func (f *fenced) allowed() (send bool, err error) {
 		return false, err
 	}
 	return !f.claim.Watching(), nil
+}
+
+// mayWrite is allowed, for a write that is about to be sent.
+func (f *fenced) mayWrite() (send bool, err error) {
+	if send, err = f.allowed(); send {
+		crashpoint.At(crashpoint.Writing)
+	}
+	return send, err
 }
 
 // again refuses a write whose base has changed, so that the pass is repeated.
@@ -94,9 +103,11 @@ func (f *fenced) ServiceInspectWithRaw(ctx context.Context, id string, o swarm.S
 
 // pass renews the claim and only then lets the listed services be written. It returns those that live.
 func (f *fenced) pass(ctx context.Context, services []swarm.Service) ([]swarm.Service, error) {
+	crashpoint.At(crashpoint.Listed)
 	if err := f.claim.saw(ctx, services); err != nil {
 		return nil, err
 	}
+	crashpoint.At(crashpoint.Renewed)
 	f.mu.Lock()
 	clear(f.passed)
 	for _, s := range services {
@@ -176,7 +187,7 @@ func (f *fenced) used(id string) {
 
 // ServiceCreate creates a service of this generation. A name that is taken means that the list is old.
 func (f *fenced) ServiceCreate(ctx context.Context, spec swarm.ServiceSpec, o swarm.ServiceCreateOptions) (swarm.ServiceCreateResponse, error) {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return swarm.ServiceCreateResponse{}, err
 	}
 	response, err := f.APIClient.ServiceCreate(ctx, f.ours(spec), o)
@@ -198,7 +209,7 @@ func (f *fenced) appeared(ctx context.Context, name string) bool {
 // ServiceUpdate writes a listed service with its listed version. One that this generation has written already stays as it is: to write it again would make
 // Swarm's own rollback lead to nowhere. So does one that Swarm has rolled back since: that is how the generation ended, and not to be repaired.
 func (f *fenced) ServiceUpdate(ctx context.Context, id string, version swarm.Version, spec swarm.ServiceSpec, o swarm.ServiceUpdateOptions) (swarm.ServiceUpdateResponse, error) {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return swarm.ServiceUpdateResponse{}, err
 	}
 	s, ok := f.listed(id)
@@ -224,7 +235,7 @@ func (f *fenced) ServiceUpdate(ctx context.Context, id string, version swarm.Ver
 // removal that comes late does no harm. If the service changed meanwhile, it is looked at, the claim is renewed, and so on, a few times. docker/cli does not
 // always listen to the error, so it is also remembered.
 func (f *fenced) ServiceRemove(ctx context.Context, id string) error {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return err
 	}
 	var name string
@@ -250,6 +261,7 @@ func (f *fenced) ServiceRemove(ctx context.Context, id string) error {
 				return f.unremoved(err)
 			}
 		}
+		crashpoint.At(crashpoint.Tombstoned)
 		if err := f.removeMarked(ctx, id); err != nil {
 			return err
 		}
@@ -293,7 +305,7 @@ func (f *fenced) removeMarked(ctx context.Context, id string) error {
 
 // NetworkCreate is refused once the claim is lost, as are the other writes below.
 func (f *fenced) NetworkCreate(ctx context.Context, name string, o network.CreateOptions) (network.CreateResponse, error) {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return network.CreateResponse{}, err
 	}
 	return f.APIClient.NetworkCreate(ctx, name, o)
@@ -301,7 +313,7 @@ func (f *fenced) NetworkCreate(ctx context.Context, name string, o network.Creat
 
 // NetworkRemove removes a network.
 func (f *fenced) NetworkRemove(ctx context.Context, id string) error {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return err
 	}
 	return f.APIClient.NetworkRemove(ctx, id)
@@ -309,7 +321,7 @@ func (f *fenced) NetworkRemove(ctx context.Context, id string) error {
 
 // SecretCreate creates a secret.
 func (f *fenced) SecretCreate(ctx context.Context, spec swarm.SecretSpec) (swarm.SecretCreateResponse, error) {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return swarm.SecretCreateResponse{}, err
 	}
 	return f.APIClient.SecretCreate(ctx, spec)
@@ -317,7 +329,7 @@ func (f *fenced) SecretCreate(ctx context.Context, spec swarm.SecretSpec) (swarm
 
 // SecretUpdate changes a secret's labels.
 func (f *fenced) SecretUpdate(ctx context.Context, id string, version swarm.Version, spec swarm.SecretSpec) error {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return err
 	}
 	return f.APIClient.SecretUpdate(ctx, id, version, spec)
@@ -325,7 +337,7 @@ func (f *fenced) SecretUpdate(ctx context.Context, id string, version swarm.Vers
 
 // SecretRemove removes a secret.
 func (f *fenced) SecretRemove(ctx context.Context, id string) error {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return err
 	}
 	return f.APIClient.SecretRemove(ctx, id)
@@ -351,7 +363,7 @@ func (f *fenced) ConfigUpdate(ctx context.Context, id string, version swarm.Vers
 
 // ConfigRemove removes a config.
 func (f *fenced) ConfigRemove(ctx context.Context, id string) error {
-	if send, err := f.allowed(); err != nil || !send {
+	if send, err := f.mayWrite(); err != nil || !send {
 		return err
 	}
 	return f.APIClient.ConfigRemove(ctx, id)
@@ -361,7 +373,7 @@ func (f *fenced) allowedConfig(name string) (bool, error) {
 	if strings.HasPrefix(name, headPrefix) || strings.HasPrefix(name, manifestPrefix) {
 		return false, failure.New(failure.Denied, "reserved_name", name, "config %s: names that begin with %s or %s are the agents' own", name, headPrefix, manifestPrefix)
 	}
-	return f.allowed()
+	return f.mayWrite()
 }
 
 // saw renews the claim after a list. The generation's first list also leaves in the head how it found the services.
@@ -423,6 +435,7 @@ func (c *Claim) wrote(name, label string) {
 	defer c.mu.Unlock()
 	c.written[name] = label
 	delete(c.removed, name)
+	crashpoint.At(crashpoint.Written)
 }
 
 func (c *Claim) wroteNone(name string) {

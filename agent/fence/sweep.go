@@ -8,6 +8,8 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
+
+	"github.com/axion/runner-agent/internal/crashpoint"
 )
 
 // stale says whether a service is what an older generation created too late, or was about to remove: it has no place in the stack as the head's decided
@@ -79,9 +81,11 @@ func (f *Fence) sweep(ctx context.Context, stack string, generation int32) error
 	}
 	c := f.newClaim(Command{ID: at.head.Command, Stack: stack}, at)
 	defer c.end(nil)
+	crashpoint.At(crashpoint.Sweeping)
 	if err := c.clean(ctx, api); err != nil {
 		return ignoreMoved(err)
 	}
+	crashpoint.At(crashpoint.Swept)
 	return ignoreMoved(c.change(ctx, func(h *Head) { h.Phase, h.Before = Decided, nil }))
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/axion/runner-agent/agent"
 	"github.com/axion/runner-agent/agent/config"
 	"github.com/axion/runner-agent/agent/health"
+	"github.com/axion/runner-agent/internal/crashpoint"
 	"github.com/axion/runner-agent/proto/version"
 )
 
@@ -65,6 +66,7 @@ func (l *commandLine) runAgent(cmd *cobra.Command, flags *config.Flags) error {
 	if err != nil {
 		return err
 	}
+	crashpoint.Arm()
 	config.ClearEnvironment()
 	a, err := agent.New(cfg, newLogger(cmd, cfg.Agent))
 	if err != nil {

@@ -738,6 +738,7 @@ type SubmitCommandRequest struct {
 	//	*SubmitCommandRequest_StackDeploy
 	//	*SubmitCommandRequest_StackRemove
 	//	*SubmitCommandRequest_ServiceScale
+	//	*SubmitCommandRequest_ServiceRestart
 	Command       isSubmitCommandRequest_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -842,6 +843,15 @@ func (x *SubmitCommandRequest) GetServiceScale() *v1.ServiceScale {
 	return nil
 }
 
+func (x *SubmitCommandRequest) GetServiceRestart() *v1.ServiceRestart {
+	if x != nil {
+		if x, ok := x.Command.(*SubmitCommandRequest_ServiceRestart); ok {
+			return x.ServiceRestart
+		}
+	}
+	return nil
+}
+
 type isSubmitCommandRequest_Command interface {
 	isSubmitCommandRequest_Command()
 }
@@ -861,11 +871,18 @@ type SubmitCommandRequest_ServiceScale struct {
 	ServiceScale *v1.ServiceScale `protobuf:"bytes,8,opt,name=service_scale,json=serviceScale,proto3,oneof"`
 }
 
+type SubmitCommandRequest_ServiceRestart struct {
+	// A restart of a service's tasks. It has no generation: past time_to_live it is never run.
+	ServiceRestart *v1.ServiceRestart `protobuf:"bytes,9,opt,name=service_restart,json=serviceRestart,proto3,oneof"`
+}
+
 func (*SubmitCommandRequest_StackDeploy) isSubmitCommandRequest_Command() {}
 
 func (*SubmitCommandRequest_StackRemove) isSubmitCommandRequest_Command() {}
 
 func (*SubmitCommandRequest_ServiceScale) isSubmitCommandRequest_Command() {}
+
+func (*SubmitCommandRequest_ServiceRestart) isSubmitCommandRequest_Command() {}
 
 // SubmitCommandResponse names the stored command.
 type SubmitCommandResponse struct {
@@ -940,6 +957,98 @@ func (x *SubmitCommandResponse) GetExisting() bool {
 	return false
 }
 
+// CancelCommandRequest names a command.
+type CancelCommandRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The command's id.
+	CommandId     string `protobuf:"bytes,1,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelCommandRequest) Reset() {
+	*x = CancelCommandRequest{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelCommandRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelCommandRequest) ProtoMessage() {}
+
+func (x *CancelCommandRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelCommandRequest.ProtoReflect.Descriptor instead.
+func (*CancelCommandRequest) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CancelCommandRequest) GetCommandId() string {
+	if x != nil {
+		return x.CommandId
+	}
+	return ""
+}
+
+// CancelCommandResponse says who took the cancellation.
+type CancelCommandResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent that wrote it to the Swarm.
+	AgentId       string `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelCommandResponse) Reset() {
+	*x = CancelCommandResponse{}
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelCommandResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelCommandResponse) ProtoMessage() {}
+
+func (x *CancelCommandResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelCommandResponse.ProtoReflect.Descriptor instead.
+func (*CancelCommandResponse) Descriptor() ([]byte, []int) {
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CancelCommandResponse) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
 // WatchEventsRequest selects events.
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -957,7 +1066,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[14]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1078,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[14]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1091,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchEventsRequest) GetCommandId() string {
@@ -1042,7 +1151,7 @@ type EventRecord struct {
 
 func (x *EventRecord) Reset() {
 	*x = EventRecord{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[15]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1163,7 @@ func (x *EventRecord) String() string {
 func (*EventRecord) ProtoMessage() {}
 
 func (x *EventRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[15]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1176,7 @@ func (x *EventRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
 func (*EventRecord) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EventRecord) GetPosition() uint64 {
@@ -1155,7 +1264,7 @@ type SendRequestRequest struct {
 
 func (x *SendRequestRequest) Reset() {
 	*x = SendRequestRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[16]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1276,7 @@ func (x *SendRequestRequest) String() string {
 func (*SendRequestRequest) ProtoMessage() {}
 
 func (x *SendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[16]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1289,7 @@ func (x *SendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequestRequest.ProtoReflect.Descriptor instead.
 func (*SendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SendRequestRequest) GetAgentId() string {
@@ -1219,7 +1328,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[17]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1340,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[17]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1353,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StreamLogsRequest) GetAgentId() string {
@@ -1279,7 +1388,7 @@ type GetMetricsRequest struct {
 
 func (x *GetMetricsRequest) Reset() {
 	*x = GetMetricsRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[18]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1400,7 @@ func (x *GetMetricsRequest) String() string {
 func (*GetMetricsRequest) ProtoMessage() {}
 
 func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[18]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1413,7 @@ func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetMetricsRequest) GetAgentId() string {
@@ -1325,7 +1434,7 @@ type GetMetricsResponse struct {
 
 func (x *GetMetricsResponse) Reset() {
 	*x = GetMetricsResponse{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[19]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1446,7 @@ func (x *GetMetricsResponse) String() string {
 func (*GetMetricsResponse) ProtoMessage() {}
 
 func (x *GetMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[19]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1459,7 @@ func (x *GetMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetricsResponse.ProtoReflect.Descriptor instead.
 func (*GetMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetMetricsResponse) GetBatches() map[string]*v1.MetricsBatch {
@@ -1377,7 +1486,7 @@ type ListDeadLettersRequest struct {
 
 func (x *ListDeadLettersRequest) Reset() {
 	*x = ListDeadLettersRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[20]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1498,7 @@ func (x *ListDeadLettersRequest) String() string {
 func (*ListDeadLettersRequest) ProtoMessage() {}
 
 func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[20]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1511,7 @@ func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListDeadLettersRequest) GetClusterId() string {
@@ -1446,7 +1555,7 @@ type ListDeadLettersResponse struct {
 
 func (x *ListDeadLettersResponse) Reset() {
 	*x = ListDeadLettersResponse{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[21]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1567,7 @@ func (x *ListDeadLettersResponse) String() string {
 func (*ListDeadLettersResponse) ProtoMessage() {}
 
 func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[21]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1580,7 @@ func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersResponse) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDeadLettersResponse) GetLetters() []*DeadLetter {
@@ -1532,7 +1641,7 @@ type DeadLetter struct {
 
 func (x *DeadLetter) Reset() {
 	*x = DeadLetter{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[22]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1653,7 @@ func (x *DeadLetter) String() string {
 func (*DeadLetter) ProtoMessage() {}
 
 func (x *DeadLetter) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[22]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1666,7 @@ func (x *DeadLetter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
 func (*DeadLetter) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeadLetter) GetId() uint64 {
@@ -1692,7 +1801,7 @@ type GetDeadLetterRequest struct {
 
 func (x *GetDeadLetterRequest) Reset() {
 	*x = GetDeadLetterRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[23]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1813,7 @@ func (x *GetDeadLetterRequest) String() string {
 func (*GetDeadLetterRequest) ProtoMessage() {}
 
 func (x *GetDeadLetterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[23]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1826,7 @@ func (x *GetDeadLetterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeadLetterRequest.ProtoReflect.Descriptor instead.
 func (*GetDeadLetterRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetDeadLetterRequest) GetId() uint64 {
@@ -1751,7 +1860,7 @@ type GetDeadLetterResponse struct {
 
 func (x *GetDeadLetterResponse) Reset() {
 	*x = GetDeadLetterResponse{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[24]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1872,7 @@ func (x *GetDeadLetterResponse) String() string {
 func (*GetDeadLetterResponse) ProtoMessage() {}
 
 func (x *GetDeadLetterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[24]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1885,7 @@ func (x *GetDeadLetterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeadLetterResponse.ProtoReflect.Descriptor instead.
 func (*GetDeadLetterResponse) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetDeadLetterResponse) GetLetter() *DeadLetter {
@@ -1820,7 +1929,7 @@ type DeadLetterHeader struct {
 
 func (x *DeadLetterHeader) Reset() {
 	*x = DeadLetterHeader{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[25]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +1941,7 @@ func (x *DeadLetterHeader) String() string {
 func (*DeadLetterHeader) ProtoMessage() {}
 
 func (x *DeadLetterHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[25]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +1954,7 @@ func (x *DeadLetterHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterHeader.ProtoReflect.Descriptor instead.
 func (*DeadLetterHeader) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeadLetterHeader) GetKey() string {
@@ -1875,7 +1984,7 @@ type ReplayDeadLetterRequest struct {
 
 func (x *ReplayDeadLetterRequest) Reset() {
 	*x = ReplayDeadLetterRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[26]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1996,7 @@ func (x *ReplayDeadLetterRequest) String() string {
 func (*ReplayDeadLetterRequest) ProtoMessage() {}
 
 func (x *ReplayDeadLetterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[26]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2009,7 @@ func (x *ReplayDeadLetterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDeadLetterRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDeadLetterRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReplayDeadLetterRequest) GetId() uint64 {
@@ -1932,7 +2041,7 @@ type ReplayDeadLetterResponse struct {
 
 func (x *ReplayDeadLetterResponse) Reset() {
 	*x = ReplayDeadLetterResponse{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[27]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2053,7 @@ func (x *ReplayDeadLetterResponse) String() string {
 func (*ReplayDeadLetterResponse) ProtoMessage() {}
 
 func (x *ReplayDeadLetterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[27]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2066,7 @@ func (x *ReplayDeadLetterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDeadLetterResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDeadLetterResponse) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplayDeadLetterResponse) GetTopic() string {
@@ -1992,7 +2101,7 @@ type DropDeadLetterRequest struct {
 
 func (x *DropDeadLetterRequest) Reset() {
 	*x = DropDeadLetterRequest{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[28]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2113,7 @@ func (x *DropDeadLetterRequest) String() string {
 func (*DropDeadLetterRequest) ProtoMessage() {}
 
 func (x *DropDeadLetterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[28]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2126,7 @@ func (x *DropDeadLetterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropDeadLetterRequest.ProtoReflect.Descriptor instead.
 func (*DropDeadLetterRequest) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DropDeadLetterRequest) GetId() uint64 {
@@ -2036,7 +2145,7 @@ type DropDeadLetterResponse struct {
 
 func (x *DropDeadLetterResponse) Reset() {
 	*x = DropDeadLetterResponse{}
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[29]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2157,7 @@ func (x *DropDeadLetterResponse) String() string {
 func (*DropDeadLetterResponse) ProtoMessage() {}
 
 func (x *DropDeadLetterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_axion_plane_v1_operator_proto_msgTypes[29]
+	mi := &file_axion_plane_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2170,7 @@ func (x *DropDeadLetterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropDeadLetterResponse.ProtoReflect.Descriptor instead.
 func (*DropDeadLetterResponse) Descriptor() ([]byte, []int) {
-	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_axion_plane_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 var File_axion_plane_v1_operator_proto protoreflect.FileDescriptor
@@ -2117,7 +2226,7 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	" \x01(\bR\x10managerConfirmed\"$\n" +
 	"\x12RemoveAgentRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RemoveAgentResponse\"\xb4\x03\n" +
+	"\x13RemoveAgentResponse\"\x80\x04\n" +
 	"\x14SubmitCommandRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x19\n" +
@@ -2128,7 +2237,8 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	"timeToLive\x12A\n" +
 	"\fstack_deploy\x18\x06 \x01(\v2\x1c.axion.runner.v1.StackDeployH\x00R\vstackDeploy\x12A\n" +
 	"\fstack_remove\x18\a \x01(\v2\x1c.axion.runner.v1.StackRemoveH\x00R\vstackRemove\x12D\n" +
-	"\rservice_scale\x18\b \x01(\v2\x1d.axion.runner.v1.ServiceScaleH\x00R\fserviceScaleB\t\n" +
+	"\rservice_scale\x18\b \x01(\v2\x1d.axion.runner.v1.ServiceScaleH\x00R\fserviceScale\x12J\n" +
+	"\x0fservice_restart\x18\t \x01(\v2\x1f.axion.runner.v1.ServiceRestartH\x00R\x0eserviceRestartB\t\n" +
 	"\acommand\"\x91\x01\n" +
 	"\x15SubmitCommandResponse\x12\x1d\n" +
 	"\n" +
@@ -2138,7 +2248,12 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	"generation\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x03 \x01(\tR\tclusterId\x12\x1a\n" +
-	"\bexisting\x18\x04 \x01(\bR\bexisting\"\x80\x01\n" +
+	"\bexisting\x18\x04 \x01(\bR\bexisting\"5\n" +
+	"\x14CancelCommandRequest\x12\x1d\n" +
+	"\n" +
+	"command_id\x18\x01 \x01(\tR\tcommandId\"2\n" +
+	"\x15CancelCommandResponse\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\"\x80\x01\n" +
 	"\x12WatchEventsRequest\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x12\x1d\n" +
@@ -2229,7 +2344,8 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\"'\n" +
 	"\x15DropDeadLetterRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\x18\n" +
-	"\x16DropDeadLetterResponse2\xe7\t\n" +
+	"\x16DropDeadLetterResponse2\xc5\n" +
+	"\n" +
 	"\bOperator\x12V\n" +
 	"\vCreateToken\x12\".axion.plane.v1.CreateTokenRequest\x1a#.axion.plane.v1.CreateTokenResponse\x12S\n" +
 	"\n" +
@@ -2238,7 +2354,8 @@ const file_axion_plane_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"ListAgents\x12!.axion.plane.v1.ListAgentsRequest\x1a\".axion.plane.v1.ListAgentsResponse\x12V\n" +
 	"\vRemoveAgent\x12\".axion.plane.v1.RemoveAgentRequest\x1a#.axion.plane.v1.RemoveAgentResponse\x12\\\n" +
-	"\rSubmitCommand\x12$.axion.plane.v1.SubmitCommandRequest\x1a%.axion.plane.v1.SubmitCommandResponse\x12P\n" +
+	"\rSubmitCommand\x12$.axion.plane.v1.SubmitCommandRequest\x1a%.axion.plane.v1.SubmitCommandResponse\x12\\\n" +
+	"\rCancelCommand\x12$.axion.plane.v1.CancelCommandRequest\x1a%.axion.plane.v1.CancelCommandResponse\x12P\n" +
 	"\vWatchEvents\x12\".axion.plane.v1.WatchEventsRequest\x1a\x1b.axion.plane.v1.EventRecord0\x01\x12L\n" +
 	"\vSendRequest\x12\".axion.plane.v1.SendRequestRequest\x1a\x19.axion.runner.v1.Response\x12L\n" +
 	"\n" +
@@ -2262,7 +2379,7 @@ func file_axion_plane_v1_operator_proto_rawDescGZIP() []byte {
 	return file_axion_plane_v1_operator_proto_rawDescData
 }
 
-var file_axion_plane_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_axion_plane_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_axion_plane_v1_operator_proto_goTypes = []any{
 	(*CreateTokenRequest)(nil),       // 0: axion.plane.v1.CreateTokenRequest
 	(*CreateTokenResponse)(nil),      // 1: axion.plane.v1.CreateTokenResponse
@@ -2278,96 +2395,102 @@ var file_axion_plane_v1_operator_proto_goTypes = []any{
 	(*RemoveAgentResponse)(nil),      // 11: axion.plane.v1.RemoveAgentResponse
 	(*SubmitCommandRequest)(nil),     // 12: axion.plane.v1.SubmitCommandRequest
 	(*SubmitCommandResponse)(nil),    // 13: axion.plane.v1.SubmitCommandResponse
-	(*WatchEventsRequest)(nil),       // 14: axion.plane.v1.WatchEventsRequest
-	(*EventRecord)(nil),              // 15: axion.plane.v1.EventRecord
-	(*SendRequestRequest)(nil),       // 16: axion.plane.v1.SendRequestRequest
-	(*StreamLogsRequest)(nil),        // 17: axion.plane.v1.StreamLogsRequest
-	(*GetMetricsRequest)(nil),        // 18: axion.plane.v1.GetMetricsRequest
-	(*GetMetricsResponse)(nil),       // 19: axion.plane.v1.GetMetricsResponse
-	(*ListDeadLettersRequest)(nil),   // 20: axion.plane.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil),  // 21: axion.plane.v1.ListDeadLettersResponse
-	(*DeadLetter)(nil),               // 22: axion.plane.v1.DeadLetter
-	(*GetDeadLetterRequest)(nil),     // 23: axion.plane.v1.GetDeadLetterRequest
-	(*GetDeadLetterResponse)(nil),    // 24: axion.plane.v1.GetDeadLetterResponse
-	(*DeadLetterHeader)(nil),         // 25: axion.plane.v1.DeadLetterHeader
-	(*ReplayDeadLetterRequest)(nil),  // 26: axion.plane.v1.ReplayDeadLetterRequest
-	(*ReplayDeadLetterResponse)(nil), // 27: axion.plane.v1.ReplayDeadLetterResponse
-	(*DropDeadLetterRequest)(nil),    // 28: axion.plane.v1.DropDeadLetterRequest
-	(*DropDeadLetterResponse)(nil),   // 29: axion.plane.v1.DropDeadLetterResponse
-	nil,                              // 30: axion.plane.v1.GetMetricsResponse.BatchesEntry
-	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
-	(*v1.NodeFacts)(nil),             // 33: axion.runner.v1.NodeFacts
-	(*v1.HealthWarning)(nil),         // 34: axion.runner.v1.HealthWarning
-	(*v1.StackDeploy)(nil),           // 35: axion.runner.v1.StackDeploy
-	(*v1.StackRemove)(nil),           // 36: axion.runner.v1.StackRemove
-	(*v1.ServiceScale)(nil),          // 37: axion.runner.v1.ServiceScale
-	(*v1.Request)(nil),               // 38: axion.runner.v1.Request
-	(*v1.OpenLogs)(nil),              // 39: axion.runner.v1.OpenLogs
-	(*v1.MetricsBatch)(nil),          // 40: axion.runner.v1.MetricsBatch
-	(*v1.Response)(nil),              // 41: axion.runner.v1.Response
-	(*v1.LogBatch)(nil),              // 42: axion.runner.v1.LogBatch
+	(*CancelCommandRequest)(nil),     // 14: axion.plane.v1.CancelCommandRequest
+	(*CancelCommandResponse)(nil),    // 15: axion.plane.v1.CancelCommandResponse
+	(*WatchEventsRequest)(nil),       // 16: axion.plane.v1.WatchEventsRequest
+	(*EventRecord)(nil),              // 17: axion.plane.v1.EventRecord
+	(*SendRequestRequest)(nil),       // 18: axion.plane.v1.SendRequestRequest
+	(*StreamLogsRequest)(nil),        // 19: axion.plane.v1.StreamLogsRequest
+	(*GetMetricsRequest)(nil),        // 20: axion.plane.v1.GetMetricsRequest
+	(*GetMetricsResponse)(nil),       // 21: axion.plane.v1.GetMetricsResponse
+	(*ListDeadLettersRequest)(nil),   // 22: axion.plane.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),  // 23: axion.plane.v1.ListDeadLettersResponse
+	(*DeadLetter)(nil),               // 24: axion.plane.v1.DeadLetter
+	(*GetDeadLetterRequest)(nil),     // 25: axion.plane.v1.GetDeadLetterRequest
+	(*GetDeadLetterResponse)(nil),    // 26: axion.plane.v1.GetDeadLetterResponse
+	(*DeadLetterHeader)(nil),         // 27: axion.plane.v1.DeadLetterHeader
+	(*ReplayDeadLetterRequest)(nil),  // 28: axion.plane.v1.ReplayDeadLetterRequest
+	(*ReplayDeadLetterResponse)(nil), // 29: axion.plane.v1.ReplayDeadLetterResponse
+	(*DropDeadLetterRequest)(nil),    // 30: axion.plane.v1.DropDeadLetterRequest
+	(*DropDeadLetterResponse)(nil),   // 31: axion.plane.v1.DropDeadLetterResponse
+	nil,                              // 32: axion.plane.v1.GetMetricsResponse.BatchesEntry
+	(*durationpb.Duration)(nil),      // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
+	(*v1.NodeFacts)(nil),             // 35: axion.runner.v1.NodeFacts
+	(*v1.HealthWarning)(nil),         // 36: axion.runner.v1.HealthWarning
+	(*v1.StackDeploy)(nil),           // 37: axion.runner.v1.StackDeploy
+	(*v1.StackRemove)(nil),           // 38: axion.runner.v1.StackRemove
+	(*v1.ServiceScale)(nil),          // 39: axion.runner.v1.ServiceScale
+	(*v1.ServiceRestart)(nil),        // 40: axion.runner.v1.ServiceRestart
+	(*v1.Request)(nil),               // 41: axion.runner.v1.Request
+	(*v1.OpenLogs)(nil),              // 42: axion.runner.v1.OpenLogs
+	(*v1.MetricsBatch)(nil),          // 43: axion.runner.v1.MetricsBatch
+	(*v1.Response)(nil),              // 44: axion.runner.v1.Response
+	(*v1.LogBatch)(nil),              // 45: axion.runner.v1.LogBatch
 }
 var file_axion_plane_v1_operator_proto_depIdxs = []int32{
-	31, // 0: axion.plane.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	33, // 0: axion.plane.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 1: axion.plane.v1.CreateTokenResponse.info:type_name -> axion.plane.v1.Token
-	32, // 2: axion.plane.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	32, // 3: axion.plane.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	34, // 2: axion.plane.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	34, // 3: axion.plane.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
 	2,  // 4: axion.plane.v1.ListTokensResponse.tokens:type_name -> axion.plane.v1.Token
 	9,  // 5: axion.plane.v1.ListAgentsResponse.agents:type_name -> axion.plane.v1.Agent
-	33, // 6: axion.plane.v1.Agent.node:type_name -> axion.runner.v1.NodeFacts
-	32, // 7: axion.plane.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	32, // 8: axion.plane.v1.Agent.enrolled_at:type_name -> google.protobuf.Timestamp
-	32, // 9: axion.plane.v1.Agent.certificate_not_after:type_name -> google.protobuf.Timestamp
-	34, // 10: axion.plane.v1.Agent.warnings:type_name -> axion.runner.v1.HealthWarning
-	31, // 11: axion.plane.v1.SubmitCommandRequest.time_to_live:type_name -> google.protobuf.Duration
-	35, // 12: axion.plane.v1.SubmitCommandRequest.stack_deploy:type_name -> axion.runner.v1.StackDeploy
-	36, // 13: axion.plane.v1.SubmitCommandRequest.stack_remove:type_name -> axion.runner.v1.StackRemove
-	37, // 14: axion.plane.v1.SubmitCommandRequest.service_scale:type_name -> axion.runner.v1.ServiceScale
-	32, // 15: axion.plane.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
-	38, // 16: axion.plane.v1.SendRequestRequest.request:type_name -> axion.runner.v1.Request
-	39, // 17: axion.plane.v1.StreamLogsRequest.open:type_name -> axion.runner.v1.OpenLogs
-	30, // 18: axion.plane.v1.GetMetricsResponse.batches:type_name -> axion.plane.v1.GetMetricsResponse.BatchesEntry
-	22, // 19: axion.plane.v1.ListDeadLettersResponse.letters:type_name -> axion.plane.v1.DeadLetter
-	32, // 20: axion.plane.v1.DeadLetter.first_at:type_name -> google.protobuf.Timestamp
-	32, // 21: axion.plane.v1.DeadLetter.last_at:type_name -> google.protobuf.Timestamp
-	32, // 22: axion.plane.v1.DeadLetter.replayed_at:type_name -> google.protobuf.Timestamp
-	22, // 23: axion.plane.v1.GetDeadLetterResponse.letter:type_name -> axion.plane.v1.DeadLetter
-	25, // 24: axion.plane.v1.GetDeadLetterResponse.headers:type_name -> axion.plane.v1.DeadLetterHeader
-	40, // 25: axion.plane.v1.GetMetricsResponse.BatchesEntry.value:type_name -> axion.runner.v1.MetricsBatch
-	0,  // 26: axion.plane.v1.Operator.CreateToken:input_type -> axion.plane.v1.CreateTokenRequest
-	3,  // 27: axion.plane.v1.Operator.ListTokens:input_type -> axion.plane.v1.ListTokensRequest
-	5,  // 28: axion.plane.v1.Operator.RevokeToken:input_type -> axion.plane.v1.RevokeTokenRequest
-	7,  // 29: axion.plane.v1.Operator.ListAgents:input_type -> axion.plane.v1.ListAgentsRequest
-	10, // 30: axion.plane.v1.Operator.RemoveAgent:input_type -> axion.plane.v1.RemoveAgentRequest
-	12, // 31: axion.plane.v1.Operator.SubmitCommand:input_type -> axion.plane.v1.SubmitCommandRequest
-	14, // 32: axion.plane.v1.Operator.WatchEvents:input_type -> axion.plane.v1.WatchEventsRequest
-	16, // 33: axion.plane.v1.Operator.SendRequest:input_type -> axion.plane.v1.SendRequestRequest
-	17, // 34: axion.plane.v1.Operator.StreamLogs:input_type -> axion.plane.v1.StreamLogsRequest
-	18, // 35: axion.plane.v1.Operator.GetMetrics:input_type -> axion.plane.v1.GetMetricsRequest
-	20, // 36: axion.plane.v1.Operator.ListDeadLetters:input_type -> axion.plane.v1.ListDeadLettersRequest
-	23, // 37: axion.plane.v1.Operator.GetDeadLetter:input_type -> axion.plane.v1.GetDeadLetterRequest
-	26, // 38: axion.plane.v1.Operator.ReplayDeadLetter:input_type -> axion.plane.v1.ReplayDeadLetterRequest
-	28, // 39: axion.plane.v1.Operator.DropDeadLetter:input_type -> axion.plane.v1.DropDeadLetterRequest
-	1,  // 40: axion.plane.v1.Operator.CreateToken:output_type -> axion.plane.v1.CreateTokenResponse
-	4,  // 41: axion.plane.v1.Operator.ListTokens:output_type -> axion.plane.v1.ListTokensResponse
-	6,  // 42: axion.plane.v1.Operator.RevokeToken:output_type -> axion.plane.v1.RevokeTokenResponse
-	8,  // 43: axion.plane.v1.Operator.ListAgents:output_type -> axion.plane.v1.ListAgentsResponse
-	11, // 44: axion.plane.v1.Operator.RemoveAgent:output_type -> axion.plane.v1.RemoveAgentResponse
-	13, // 45: axion.plane.v1.Operator.SubmitCommand:output_type -> axion.plane.v1.SubmitCommandResponse
-	15, // 46: axion.plane.v1.Operator.WatchEvents:output_type -> axion.plane.v1.EventRecord
-	41, // 47: axion.plane.v1.Operator.SendRequest:output_type -> axion.runner.v1.Response
-	42, // 48: axion.plane.v1.Operator.StreamLogs:output_type -> axion.runner.v1.LogBatch
-	19, // 49: axion.plane.v1.Operator.GetMetrics:output_type -> axion.plane.v1.GetMetricsResponse
-	21, // 50: axion.plane.v1.Operator.ListDeadLetters:output_type -> axion.plane.v1.ListDeadLettersResponse
-	24, // 51: axion.plane.v1.Operator.GetDeadLetter:output_type -> axion.plane.v1.GetDeadLetterResponse
-	27, // 52: axion.plane.v1.Operator.ReplayDeadLetter:output_type -> axion.plane.v1.ReplayDeadLetterResponse
-	29, // 53: axion.plane.v1.Operator.DropDeadLetter:output_type -> axion.plane.v1.DropDeadLetterResponse
-	40, // [40:54] is the sub-list for method output_type
-	26, // [26:40] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	35, // 6: axion.plane.v1.Agent.node:type_name -> axion.runner.v1.NodeFacts
+	34, // 7: axion.plane.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	34, // 8: axion.plane.v1.Agent.enrolled_at:type_name -> google.protobuf.Timestamp
+	34, // 9: axion.plane.v1.Agent.certificate_not_after:type_name -> google.protobuf.Timestamp
+	36, // 10: axion.plane.v1.Agent.warnings:type_name -> axion.runner.v1.HealthWarning
+	33, // 11: axion.plane.v1.SubmitCommandRequest.time_to_live:type_name -> google.protobuf.Duration
+	37, // 12: axion.plane.v1.SubmitCommandRequest.stack_deploy:type_name -> axion.runner.v1.StackDeploy
+	38, // 13: axion.plane.v1.SubmitCommandRequest.stack_remove:type_name -> axion.runner.v1.StackRemove
+	39, // 14: axion.plane.v1.SubmitCommandRequest.service_scale:type_name -> axion.runner.v1.ServiceScale
+	40, // 15: axion.plane.v1.SubmitCommandRequest.service_restart:type_name -> axion.runner.v1.ServiceRestart
+	34, // 16: axion.plane.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	41, // 17: axion.plane.v1.SendRequestRequest.request:type_name -> axion.runner.v1.Request
+	42, // 18: axion.plane.v1.StreamLogsRequest.open:type_name -> axion.runner.v1.OpenLogs
+	32, // 19: axion.plane.v1.GetMetricsResponse.batches:type_name -> axion.plane.v1.GetMetricsResponse.BatchesEntry
+	24, // 20: axion.plane.v1.ListDeadLettersResponse.letters:type_name -> axion.plane.v1.DeadLetter
+	34, // 21: axion.plane.v1.DeadLetter.first_at:type_name -> google.protobuf.Timestamp
+	34, // 22: axion.plane.v1.DeadLetter.last_at:type_name -> google.protobuf.Timestamp
+	34, // 23: axion.plane.v1.DeadLetter.replayed_at:type_name -> google.protobuf.Timestamp
+	24, // 24: axion.plane.v1.GetDeadLetterResponse.letter:type_name -> axion.plane.v1.DeadLetter
+	27, // 25: axion.plane.v1.GetDeadLetterResponse.headers:type_name -> axion.plane.v1.DeadLetterHeader
+	43, // 26: axion.plane.v1.GetMetricsResponse.BatchesEntry.value:type_name -> axion.runner.v1.MetricsBatch
+	0,  // 27: axion.plane.v1.Operator.CreateToken:input_type -> axion.plane.v1.CreateTokenRequest
+	3,  // 28: axion.plane.v1.Operator.ListTokens:input_type -> axion.plane.v1.ListTokensRequest
+	5,  // 29: axion.plane.v1.Operator.RevokeToken:input_type -> axion.plane.v1.RevokeTokenRequest
+	7,  // 30: axion.plane.v1.Operator.ListAgents:input_type -> axion.plane.v1.ListAgentsRequest
+	10, // 31: axion.plane.v1.Operator.RemoveAgent:input_type -> axion.plane.v1.RemoveAgentRequest
+	12, // 32: axion.plane.v1.Operator.SubmitCommand:input_type -> axion.plane.v1.SubmitCommandRequest
+	14, // 33: axion.plane.v1.Operator.CancelCommand:input_type -> axion.plane.v1.CancelCommandRequest
+	16, // 34: axion.plane.v1.Operator.WatchEvents:input_type -> axion.plane.v1.WatchEventsRequest
+	18, // 35: axion.plane.v1.Operator.SendRequest:input_type -> axion.plane.v1.SendRequestRequest
+	19, // 36: axion.plane.v1.Operator.StreamLogs:input_type -> axion.plane.v1.StreamLogsRequest
+	20, // 37: axion.plane.v1.Operator.GetMetrics:input_type -> axion.plane.v1.GetMetricsRequest
+	22, // 38: axion.plane.v1.Operator.ListDeadLetters:input_type -> axion.plane.v1.ListDeadLettersRequest
+	25, // 39: axion.plane.v1.Operator.GetDeadLetter:input_type -> axion.plane.v1.GetDeadLetterRequest
+	28, // 40: axion.plane.v1.Operator.ReplayDeadLetter:input_type -> axion.plane.v1.ReplayDeadLetterRequest
+	30, // 41: axion.plane.v1.Operator.DropDeadLetter:input_type -> axion.plane.v1.DropDeadLetterRequest
+	1,  // 42: axion.plane.v1.Operator.CreateToken:output_type -> axion.plane.v1.CreateTokenResponse
+	4,  // 43: axion.plane.v1.Operator.ListTokens:output_type -> axion.plane.v1.ListTokensResponse
+	6,  // 44: axion.plane.v1.Operator.RevokeToken:output_type -> axion.plane.v1.RevokeTokenResponse
+	8,  // 45: axion.plane.v1.Operator.ListAgents:output_type -> axion.plane.v1.ListAgentsResponse
+	11, // 46: axion.plane.v1.Operator.RemoveAgent:output_type -> axion.plane.v1.RemoveAgentResponse
+	13, // 47: axion.plane.v1.Operator.SubmitCommand:output_type -> axion.plane.v1.SubmitCommandResponse
+	15, // 48: axion.plane.v1.Operator.CancelCommand:output_type -> axion.plane.v1.CancelCommandResponse
+	17, // 49: axion.plane.v1.Operator.WatchEvents:output_type -> axion.plane.v1.EventRecord
+	44, // 50: axion.plane.v1.Operator.SendRequest:output_type -> axion.runner.v1.Response
+	45, // 51: axion.plane.v1.Operator.StreamLogs:output_type -> axion.runner.v1.LogBatch
+	21, // 52: axion.plane.v1.Operator.GetMetrics:output_type -> axion.plane.v1.GetMetricsResponse
+	23, // 53: axion.plane.v1.Operator.ListDeadLetters:output_type -> axion.plane.v1.ListDeadLettersResponse
+	26, // 54: axion.plane.v1.Operator.GetDeadLetter:output_type -> axion.plane.v1.GetDeadLetterResponse
+	29, // 55: axion.plane.v1.Operator.ReplayDeadLetter:output_type -> axion.plane.v1.ReplayDeadLetterResponse
+	31, // 56: axion.plane.v1.Operator.DropDeadLetter:output_type -> axion.plane.v1.DropDeadLetterResponse
+	42, // [42:57] is the sub-list for method output_type
+	27, // [27:42] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_axion_plane_v1_operator_proto_init() }
@@ -2379,6 +2502,7 @@ func file_axion_plane_v1_operator_proto_init() {
 		(*SubmitCommandRequest_StackDeploy)(nil),
 		(*SubmitCommandRequest_StackRemove)(nil),
 		(*SubmitCommandRequest_ServiceScale)(nil),
+		(*SubmitCommandRequest_ServiceRestart)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2386,7 +2510,7 @@ func file_axion_plane_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_axion_plane_v1_operator_proto_rawDesc), len(file_axion_plane_v1_operator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Operator_ListAgents_FullMethodName       = "/axion.plane.v1.Operator/ListAgents"
 	Operator_RemoveAgent_FullMethodName      = "/axion.plane.v1.Operator/RemoveAgent"
 	Operator_SubmitCommand_FullMethodName    = "/axion.plane.v1.Operator/SubmitCommand"
+	Operator_CancelCommand_FullMethodName    = "/axion.plane.v1.Operator/CancelCommand"
 	Operator_WatchEvents_FullMethodName      = "/axion.plane.v1.Operator/WatchEvents"
 	Operator_SendRequest_FullMethodName      = "/axion.plane.v1.Operator/SendRequest"
 	Operator_StreamLogs_FullMethodName       = "/axion.plane.v1.Operator/StreamLogs"
@@ -55,6 +56,9 @@ type OperatorClient interface {
 	RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error)
 	// SubmitCommand stores a command, gives it a generation and sends it by Kafka until it has an outcome.
 	SubmitCommand(ctx context.Context, in *SubmitCommandRequest, opts ...grpc.CallOption) (*SubmitCommandResponse, error)
+	// CancelCommand cancels a command that has no outcome yet. It is acknowledged when a manager's agent has written that to the Swarm; the command's outcome then
+	// says whether the cancellation came in time.
+	CancelCommand(ctx context.Context, in *CancelCommandRequest, opts ...grpc.CallOption) (*CancelCommandResponse, error)
 	// WatchEvents streams events: those stored so far that match, then, if asked to follow, the ones to come.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EventRecord], error)
 	// SendRequest sends an immediate command over an agent's session and waits for its answer.
@@ -135,6 +139,16 @@ func (c *operatorClient) SubmitCommand(ctx context.Context, in *SubmitCommandReq
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SubmitCommandResponse)
 	err := c.cc.Invoke(ctx, Operator_SubmitCommand_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) CancelCommand(ctx context.Context, in *CancelCommandRequest, opts ...grpc.CallOption) (*CancelCommandResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelCommandResponse)
+	err := c.cc.Invoke(ctx, Operator_CancelCommand_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -258,6 +272,9 @@ type OperatorServer interface {
 	RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error)
 	// SubmitCommand stores a command, gives it a generation and sends it by Kafka until it has an outcome.
 	SubmitCommand(context.Context, *SubmitCommandRequest) (*SubmitCommandResponse, error)
+	// CancelCommand cancels a command that has no outcome yet. It is acknowledged when a manager's agent has written that to the Swarm; the command's outcome then
+	// says whether the cancellation came in time.
+	CancelCommand(context.Context, *CancelCommandRequest) (*CancelCommandResponse, error)
 	// WatchEvents streams events: those stored so far that match, then, if asked to follow, the ones to come.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[EventRecord]) error
 	// SendRequest sends an immediate command over an agent's session and waits for its answer.
@@ -301,6 +318,9 @@ func (UnimplementedOperatorServer) RemoveAgent(context.Context, *RemoveAgentRequ
 }
 func (UnimplementedOperatorServer) SubmitCommand(context.Context, *SubmitCommandRequest) (*SubmitCommandResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SubmitCommand not implemented")
+}
+func (UnimplementedOperatorServer) CancelCommand(context.Context, *CancelCommandRequest) (*CancelCommandResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelCommand not implemented")
 }
 func (UnimplementedOperatorServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[EventRecord]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
@@ -451,6 +471,24 @@ func _Operator_SubmitCommand_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(OperatorServer).SubmitCommand(ctx, req.(*SubmitCommandRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_CancelCommand_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelCommandRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).CancelCommand(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_CancelCommand_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).CancelCommand(ctx, req.(*CancelCommandRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -615,6 +653,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SubmitCommand",
 			Handler:    _Operator_SubmitCommand_Handler,
+		},
+		{
+			MethodName: "CancelCommand",
+			Handler:    _Operator_CancelCommand_Handler,
 		},
 		{
 			MethodName: "SendRequest",

@@ -826,7 +826,11 @@ type StackGeneration struct {
 	// Stack name.
 	Stack string `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
 	// Its generation.
-	Generation    uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// How often its head was claimed so far; grows with each claim. A generation or an epoch that goes back tells of a Swarm that was restored from a backup.
+	Epoch uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// When the stack was removed; absent if it was not.
+	RemovedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=removed_at,json=removedAt,proto3" json:"removed_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -873,6 +877,20 @@ func (x *StackGeneration) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *StackGeneration) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *StackGeneration) GetRemovedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemovedAt
+	}
+	return nil
 }
 
 // GroupMember is an agent's membership of a Kafka consumer group.
@@ -2089,11 +2107,14 @@ func (x *TaskStatus) GetState() string {
 	return ""
 }
 
-// CancelCommand cancels a command that came by Kafka.
+// CancelCommand cancels a command that came by Kafka. Any agent on a manager can do that, also for a command that another one runs or that nobody has begun; it is
+// acknowledged when the Swarm has it.
 type CancelCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The command's id.
-	CommandId     string `protobuf:"bytes,1,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	CommandId string `protobuf:"bytes,1,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	// The stack whose commands it is counted with, for a command that this agent does not run itself; at most 255 bytes. Empty: only what this agent runs or holds.
+	Stack         string `protobuf:"bytes,2,opt,name=stack,proto3" json:"stack,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2131,6 +2152,13 @@ func (*CancelCommand) Descriptor() ([]byte, []int) {
 func (x *CancelCommand) GetCommandId() string {
 	if x != nil {
 		return x.CommandId
+	}
+	return ""
+}
+
+func (x *CancelCommand) GetStack() string {
+	if x != nil {
+		return x.Stack
 	}
 	return ""
 }
@@ -2574,12 +2602,15 @@ const file_axion_runner_v1_runner_proto_rawDesc = "" +
 	"\bseverity\x18\x02 \x01(\x0e2\x1f.axion.runner.v1.HealthSeverityR\bseverity\x12\x14\n" +
 	"\x05title\x18\x03 \x01(\tR\x05title\x12\x12\n" +
 	"\x04text\x18\x04 \x01(\tR\x04text\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"G\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x98\x01\n" +
 	"\x0fStackGeneration\x12\x14\n" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"`\n" +
+	"generation\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x129\n" +
+	"\n" +
+	"removed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tremovedAt\"`\n" +
 	"\vGroupMember\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x1e\n" +
@@ -2661,10 +2692,11 @@ const file_axion_runner_v1_runner_proto_rawDesc = "" +
 	"\x05ports\x18\b \x01(\tR\x05ports\x12\x18\n" +
 	"\aservice\x18\t \x01(\tR\aservice\x12\x14\n" +
 	"\x05state\x18\n" +
-	" \x01(\tR\x05state\".\n" +
+	" \x01(\tR\x05state\"D\n" +
 	"\rCancelCommand\x12\x1d\n" +
 	"\n" +
-	"command_id\x18\x01 \x01(\tR\tcommandId\"\xa4\x01\n" +
+	"command_id\x18\x01 \x01(\tR\tcommandId\x12\x14\n" +
+	"\x05stack\x18\x02 \x01(\tR\x05stack\"\xa4\x01\n" +
 	"\bOpenLogs\x12\x1b\n" +
 	"\tstream_id\x18\x01 \x01(\tR\bstreamId\x12\x1a\n" +
 	"\aservice\x18\x02 \x01(\tH\x00R\aservice\x12\x1e\n" +
@@ -2788,40 +2820,41 @@ var file_axion_runner_v1_runner_proto_depIdxs = []int32{
 	34, // 19: axion.runner.v1.HeartbeatAck.heartbeat_interval:type_name -> google.protobuf.Duration
 	0,  // 20: axion.runner.v1.HealthWarning.severity:type_name -> axion.runner.v1.HealthSeverity
 	33, // 21: axion.runner.v1.HealthWarning.since:type_name -> google.protobuf.Timestamp
-	12, // 22: axion.runner.v1.NodeList.nodes:type_name -> axion.runner.v1.SwarmNode
-	35, // 23: axion.runner.v1.SwarmNode.role:type_name -> axion.runner.v1.NodeRole
-	34, // 24: axion.runner.v1.Goodbye.retry_after:type_name -> google.protobuf.Duration
-	34, // 25: axion.runner.v1.Request.timeout:type_name -> google.protobuf.Duration
-	16, // 26: axion.runner.v1.Request.ping:type_name -> axion.runner.v1.Ping
-	17, // 27: axion.runner.v1.Request.container_stop:type_name -> axion.runner.v1.ContainerStop
-	18, // 28: axion.runner.v1.Request.container_start:type_name -> axion.runner.v1.ContainerStart
-	19, // 29: axion.runner.v1.Request.container_restart:type_name -> axion.runner.v1.ContainerRestart
-	20, // 30: axion.runner.v1.Request.container_kill:type_name -> axion.runner.v1.ContainerKill
-	36, // 31: axion.runner.v1.Request.service_scale:type_name -> axion.runner.v1.ServiceScale
-	21, // 32: axion.runner.v1.Request.stack_status:type_name -> axion.runner.v1.StackStatus
-	26, // 33: axion.runner.v1.Request.cancel_command:type_name -> axion.runner.v1.CancelCommand
-	37, // 34: axion.runner.v1.Response.failure:type_name -> axion.runner.v1.Failure
-	22, // 35: axion.runner.v1.Response.stack_status:type_name -> axion.runner.v1.StackStatusResult
-	34, // 36: axion.runner.v1.ContainerStop.grace:type_name -> google.protobuf.Duration
-	34, // 37: axion.runner.v1.ContainerRestart.grace:type_name -> google.protobuf.Duration
-	23, // 38: axion.runner.v1.StackStatusResult.stacks:type_name -> axion.runner.v1.StackSummary
-	24, // 39: axion.runner.v1.StackStatusResult.services:type_name -> axion.runner.v1.ServiceStatus
-	25, // 40: axion.runner.v1.StackStatusResult.tasks:type_name -> axion.runner.v1.TaskStatus
-	28, // 41: axion.runner.v1.OpenLogs.options:type_name -> axion.runner.v1.LogOptions
-	30, // 42: axion.runner.v1.LogBatch.lines:type_name -> axion.runner.v1.LogLine
-	37, // 43: axion.runner.v1.LogBatch.failure:type_name -> axion.runner.v1.Failure
-	1,  // 44: axion.runner.v1.LogLine.source:type_name -> axion.runner.v1.LogSource
-	2,  // 45: axion.runner.v1.Runner.Connect:input_type -> axion.runner.v1.AgentMessage
-	38, // 46: axion.runner.v1.Runner.Metrics:input_type -> axion.runner.v1.MetricsBatch
-	29, // 47: axion.runner.v1.Runner.Logs:input_type -> axion.runner.v1.LogBatch
-	3,  // 48: axion.runner.v1.Runner.Connect:output_type -> axion.runner.v1.PlaneMessage
-	39, // 49: axion.runner.v1.Runner.Metrics:output_type -> axion.runner.v1.MetricsControl
-	31, // 50: axion.runner.v1.Runner.Logs:output_type -> axion.runner.v1.LogControl
-	48, // [48:51] is the sub-list for method output_type
-	45, // [45:48] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	33, // 22: axion.runner.v1.StackGeneration.removed_at:type_name -> google.protobuf.Timestamp
+	12, // 23: axion.runner.v1.NodeList.nodes:type_name -> axion.runner.v1.SwarmNode
+	35, // 24: axion.runner.v1.SwarmNode.role:type_name -> axion.runner.v1.NodeRole
+	34, // 25: axion.runner.v1.Goodbye.retry_after:type_name -> google.protobuf.Duration
+	34, // 26: axion.runner.v1.Request.timeout:type_name -> google.protobuf.Duration
+	16, // 27: axion.runner.v1.Request.ping:type_name -> axion.runner.v1.Ping
+	17, // 28: axion.runner.v1.Request.container_stop:type_name -> axion.runner.v1.ContainerStop
+	18, // 29: axion.runner.v1.Request.container_start:type_name -> axion.runner.v1.ContainerStart
+	19, // 30: axion.runner.v1.Request.container_restart:type_name -> axion.runner.v1.ContainerRestart
+	20, // 31: axion.runner.v1.Request.container_kill:type_name -> axion.runner.v1.ContainerKill
+	36, // 32: axion.runner.v1.Request.service_scale:type_name -> axion.runner.v1.ServiceScale
+	21, // 33: axion.runner.v1.Request.stack_status:type_name -> axion.runner.v1.StackStatus
+	26, // 34: axion.runner.v1.Request.cancel_command:type_name -> axion.runner.v1.CancelCommand
+	37, // 35: axion.runner.v1.Response.failure:type_name -> axion.runner.v1.Failure
+	22, // 36: axion.runner.v1.Response.stack_status:type_name -> axion.runner.v1.StackStatusResult
+	34, // 37: axion.runner.v1.ContainerStop.grace:type_name -> google.protobuf.Duration
+	34, // 38: axion.runner.v1.ContainerRestart.grace:type_name -> google.protobuf.Duration
+	23, // 39: axion.runner.v1.StackStatusResult.stacks:type_name -> axion.runner.v1.StackSummary
+	24, // 40: axion.runner.v1.StackStatusResult.services:type_name -> axion.runner.v1.ServiceStatus
+	25, // 41: axion.runner.v1.StackStatusResult.tasks:type_name -> axion.runner.v1.TaskStatus
+	28, // 42: axion.runner.v1.OpenLogs.options:type_name -> axion.runner.v1.LogOptions
+	30, // 43: axion.runner.v1.LogBatch.lines:type_name -> axion.runner.v1.LogLine
+	37, // 44: axion.runner.v1.LogBatch.failure:type_name -> axion.runner.v1.Failure
+	1,  // 45: axion.runner.v1.LogLine.source:type_name -> axion.runner.v1.LogSource
+	2,  // 46: axion.runner.v1.Runner.Connect:input_type -> axion.runner.v1.AgentMessage
+	38, // 47: axion.runner.v1.Runner.Metrics:input_type -> axion.runner.v1.MetricsBatch
+	29, // 48: axion.runner.v1.Runner.Logs:input_type -> axion.runner.v1.LogBatch
+	3,  // 49: axion.runner.v1.Runner.Connect:output_type -> axion.runner.v1.PlaneMessage
+	39, // 50: axion.runner.v1.Runner.Metrics:output_type -> axion.runner.v1.MetricsControl
+	31, // 51: axion.runner.v1.Runner.Logs:output_type -> axion.runner.v1.LogControl
+	49, // [49:52] is the sub-list for method output_type
+	46, // [46:49] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_axion_runner_v1_runner_proto_init() }
