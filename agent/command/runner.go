@@ -133,9 +133,6 @@ type command struct {
 	running bool                    // guarded by Runner.mu
 }
 
-// errCancelled is the cause of a context that an operator's CancelCommand ended.
-var errCancelled = failure.New(failure.Conflict, "cancelled", "", "the command was cancelled by an operator")
-
 // ErrNoQuorum is the cause of a context given to Handle that ended because the Swarm's managers have no leader; commands that run then say so.
 var ErrNoQuorum = failure.New(failure.Unavailable, "no_swarm_leader", "", "the swarm has no leader that this manager can reach")
 
@@ -297,20 +294,6 @@ func (r *Runner) settle(ctx context.Context, c *command, ev envelope.Envelope, g
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// Cancel ends a command that runs or waits; its outcome then says so. It reports whether there is such a command.
-func (r *Runner) Cancel(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	found := false
-	for d, c := range r.inflight {
-		if d.commandID == id {
-			c.cancel(errCancelled)
-			found = true
-		}
-	}
-	return found
 }
 
 // Running lists the ids of the commands that run now, at most 64.
