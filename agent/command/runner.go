@@ -235,7 +235,7 @@ func (r *Runner) process(ctx context.Context, c *command) bool {
 	r.setRunning(c, true)
 	defer r.setRunning(c, false)
 	c.log.Info("command begins", "attempt", record.Attempts)
-	outcome, err := r.execute(ctx, c, record.Attempts == 1 && !c.envelope.Deadline.IsZero() && started.After(c.envelope.Deadline))
+	outcome, err := r.execute(ctx, c)
 	if err != nil { // the agent stops, or is no manager with a leader any more, or the journal is away: no outcome was decided, the message comes again
 		c.log.Warn("command interrupted; it is taken up again when it is delivered again", "error", err)
 		return false

@@ -528,16 +528,6 @@ func TestEngineAwayIsTriedAgain(t *testing.T) {
 	}
 }
 
-func TestExpired(t *testing.T) {
-	r := newRig(t, 1)
-	m := message(t, "m", deploy("shop", 1))
-	m.Headers = append(m.Headers, envelope.Header{Key: "ce_deadline", Value: []byte(time.Now().Add(-time.Second).Format(time.RFC3339))})
-	r.runner.Handle(r.ctx, m)
-	if o := r.outcome("m"); o.GetStatus() != runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED || len(r.stacks.all()) != 0 {
-		t.Errorf("got %v, done %v", o, r.stacks.all())
-	}
-}
-
 func TestRejected(t *testing.T) {
 	big := message(t, "big", deploy("shop", 1))
 	big.Value = make([]byte, 1<<20+1)

@@ -66,6 +66,8 @@ type Command struct {
 	Prune bool
 	// Manifest describes a deployment; nil for the other kinds.
 	Manifest *Manifest
+	// Expired says that the command's deadline has passed: it is not begun any more, but ended if it was.
+	Expired bool
 	// Detail makes what an outcome with that status, which the claim itself decides, says beside it; nil means nothing.
 	Detail func(status string, generation uint64) []byte
 }
@@ -174,8 +176,11 @@ func begun(at *stored, cmd Command) bool { return at != nil && at.head.Command =
 
 // verdictOn is the status with which the command ends without any, or any further, write; "" if it is to be worked on.
 func verdictOn(at *stored, cmd Command) string {
-	if at != nil && at.head.isCancelled(cmd.ID) {
+	switch {
+	case at != nil && at.head.isCancelled(cmd.ID):
 		return StatusCancelled
+	case cmd.Expired && !begun(at, cmd):
+		return StatusExpired
 	}
 	return ""
 }

@@ -83,6 +83,8 @@ const (
 	StatusSucceeded = "succeeded"
 	// StatusCancelled: the head said that the command is to be stopped, at any point.
 	StatusCancelled = "cancelled"
+	// StatusExpired: nobody had begun the command when its deadline passed.
+	StatusExpired = "expired"
 )
 
 // Outcome is how a command ended.
