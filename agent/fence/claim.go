@@ -95,6 +95,9 @@ type Claim struct {
 	// repeat says that a write of this pass was refused because something had changed, and the caller was not told or does not listen.
 	repeat atomic.Bool
 
+	taken                   time.Time     // when
+	spentBefore, usedBefore time.Duration // of the command's time, by then
+
 	mu      sync.Mutex // held during a change of the head
 	at      *stored
 	renewed time.Time
@@ -197,7 +200,11 @@ func (f *Fence) bury(ctx context.Context, api client.APIClient, at *stored) (*st
 }
 
 func (f *Fence) newClaim(cmd Command, at *stored) *Claim {
-	c := &Claim{fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: f.deps.Now(), written: map[string]string{}, removed: map[string]bool{}}
+	now := f.deps.Now()
+	c := &Claim{
+		fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: now, taken: now, spentBefore: at.head.Spent, usedBefore: at.head.used(now),
+		written: map[string]string{}, removed: map[string]bool{},
+	}
 	c.alive, c.end = context.WithCancelCause(context.Background())
 	return c
 }
@@ -279,6 +286,7 @@ func (h Head) begin(f *Fence, cmd Command) Head {
 	h.Epoch++
 	h.Owner, h.GroupGeneration = f.cfg.Owner, cmd.GroupGeneration
 	h.Generation, h.Step, h.Command = cmd.Generation, 1, cmd.ID
+	h.Begun, h.Spent = f.deps.Now(), 0
 	h.Phase, h.Next, h.Before, h.Removed, h.Rest, h.Dead = Applying, nil, nil, time.Time{}, false, false
 	if cmd.Manifest != nil {
 		h.Manifest, h.ManifestDigest = cmd.Manifest.name(cmd.Stack, cmd.Generation), cmd.Manifest.digest
@@ -408,6 +416,7 @@ func (c *Claim) swapLocked(ctx context.Context, f func(*Head) error) error {
 			return err
 		}
 		next := c.at.head.clone()
+		next.Spent = c.spent()
 		if err := f(&next); err != nil {
 			return err
 		}
