@@ -76,13 +76,10 @@ func (s *Superseded) Unwrap() error { return s.failure }
 
 // Claim is the right to work on one generation of a stack, until it is lost.
 type Claim struct {
+	latch
 	fence *Fence
 	cmd   Command
 	label string
-
-	alive   context.Context // ends, with the failure as its cause, when the claim is lost
-	end     context.CancelCauseFunc
-	lostErr atomic.Pointer[failure.Error]
 	// repeat says that a write of this pass was refused because something had changed, and the caller was not told or does not listen.
 	repeat atomic.Bool
 
@@ -152,7 +149,7 @@ func (f *Fence) claim(ctx context.Context, cmd Command) (*Claim, *Outcome, error
 
 func (f *Fence) newClaim(cmd Command, at *stored) *Claim {
 	c := &Claim{fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: f.deps.Now(), written: map[string]string{}, removed: map[string]bool{}}
-	c.alive, c.end = context.WithCancelCause(context.Background())
+	c.open()
 	return c
 }
 
@@ -253,32 +250,13 @@ func (c *Claim) Watching() bool {
 	return c.at.head.Phase == Applied
 }
 
-// Context returns a context that ends with ctx, or when the claim is lost, with that failure as its cause.
-func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelCauseFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(c.alive, func() { cancel(c.Err()) })
-	return ctx, func(cause error) { stop(); cancel(cause) }
-}
-
-// Err returns the failure with CodeLost once the claim is lost, and nil before.
-func (c *Claim) Err() error {
-	if err := c.lostErr.Load(); err != nil {
-		return err
-	}
-	return nil
-}
-
 // lose is the latch: whatever is asked of the claim from now on is refused.
 func (c *Claim) lose(now *stored) error {
 	by := "somebody"
 	if now != nil {
 		by = now.head.Owner
 	}
-	err := failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by)
-	if c.lostErr.CompareAndSwap(nil, err) {
-		c.end(err)
-	}
-	return c.Err()
+	return c.shut(failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by))
 }
 
 // change changes the head by compare-and-swap. The claim is lost if the head is another's.
@@ -312,26 +290,17 @@ func (c *Claim) changeLocked(ctx context.Context, f func(*Head)) error {
 
 // Keep shows every few seconds that the holder is alive, until ctx ends or the claim is lost.
 func (c *Claim) Keep(ctx context.Context) {
-	ticker := time.NewTicker(renewEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-		case <-c.alive.Done():
-			return
-		case <-ctx.Done():
-			return
-		}
+	c.keep(ctx, func() {
 		c.mu.Lock()
 		fresh := c.fence.deps.Now().Sub(c.renewed) < renewEvery/2
 		c.mu.Unlock()
 		if fresh {
-			continue
+			return
 		}
 		if err := c.change(ctx, func(*Head) {}); err != nil && ctx.Err() == nil && c.Err() == nil {
 			c.fence.deps.Log.Warn("a claim cannot be renewed; trying again", "stack", c.cmd.Stack, "error", err)
 		}
-	}
+	})
 }
 
 // Applied says that all is written and only the end is waited for. A failure with CodeRepeat asks for another pass: a write was refused that the caller did

@@ -34,6 +34,8 @@ const (
 	LabelGeneration = "axion.generation"
 	// LabelTombstone is on a service that is about to be removed, and will be.
 	LabelTombstone = "axion.tombstone"
+	// LabelRestart is the id of the command that restarted the service last, until the next deployment of its stack.
+	LabelRestart   = "axion.restart"
 	labelNamespace = "com.docker.stack.namespace"
 )
 
@@ -79,6 +81,8 @@ const (
 	StatusSucceeded = "succeeded"
 	// StatusCancelled: its owner was told to stop, at any point.
 	StatusCancelled = "cancelled"
+	// StatusExpired: its deadline had passed when it was to be begun.
+	StatusExpired = "expired"
 )
 
 // Outcome is how a command ended.
