@@ -38,7 +38,7 @@ func (c *Claim) Client(api client.APIClient) client.APIClient {
 
 // allowed is asked before each write. It reports whether the write is to be sent.
 func (f *fenced) allowed() (send bool, err error) {
-	if err := f.claim.Err(); err != nil {
+	if err := f.claim.Stopped(); err != nil {
 		return false, err
 	}
 	return !f.claim.Watching(), nil
@@ -293,7 +293,7 @@ func (f *fenced) unremoved(err error) error {
 
 // removeMarked removes a service that has a tombstone.
 func (f *fenced) removeMarked(ctx context.Context, id string) error {
-	if err := f.claim.Err(); err != nil {
+	if err := f.claim.Stopped(); err != nil {
 		return err
 	}
 	if err := f.APIClient.ServiceRemove(ctx, id); err != nil && !errdefs.IsNotFound(err) {

@@ -3,7 +3,8 @@
 //
 // Each stack has a head: one small config object in the Swarm whose labels say which generation the stack is at, which command it belongs to, who works on it and
 // how the last commands ended. The head is changed by compare-and-swap on its version only, because a read proves nothing: it may be old. A Claim is the right to
-// work on one generation, taken and renewed by such changes, and lost for good at the first that fails. A Client is a Docker client for the holder of a claim: it
+// work on one generation, taken and renewed by such changes, and lost for good at the first that fails. To cancel a command, whoever runs it or nobody yet, is such a
+// change, too: the holder of the claim finds it in its way. A Client is a Docker client for the holder of a claim: it
 // lists the stack's services, renews the claim, and writes with exactly the versions of that list, in this order, which is what makes an update that comes
 // too late fail by its version. A removal is a label first, checked in the same way. A creation has no condition in Swarm, so Run sweeps what an older generation
 // created too late.
@@ -30,6 +31,8 @@ import (
 const (
 	// renewEvery is how often the holder of a claim shows that it is alive.
 	renewEvery = 5 * time.Second
+	// noticeEvery is how often the holder looks whether its command was cancelled.
+	noticeEvery = time.Second
 	// standstill is how long a head must not have moved before a claimant of an older consumer group generation may take it.
 	standstill = 30 * time.Second
 	// sweepEvery bounds how long a stale creation may exist.

@@ -10,17 +10,17 @@ import (
 
 // latch is what claims have in common: they are lost for good, and their holders show that they are alive.
 type latch struct {
-	alive   context.Context // ends, with the failure as its cause, when the claim is lost
+	alive   context.Context // ends, with the failure as its cause, when the claim's work does
 	end     context.CancelCauseFunc
 	lostErr atomic.Pointer[failure.Error]
 }
 
 func (l *latch) open() { l.alive, l.end = context.WithCancelCause(context.Background()) }
 
-// Context returns a context that ends with ctx, or when the claim is lost, with that failure as its cause.
-func (l *latch) Context(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+// until returns a context that ends with ctx, or when the claim's work does, with what why then says as its cause.
+func (l *latch) until(ctx context.Context, why func() error) (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(l.alive, func() { cancel(l.Err()) })
+	stop := context.AfterFunc(l.alive, func() { cancel(why()) })
 	return ctx, func(cause error) { stop(); cancel(cause) }
 }
 
@@ -40,14 +40,14 @@ func (l *latch) shut(err *failure.Error) error {
 	return l.Err()
 }
 
-// keep calls renew every few seconds, until ctx ends or the claim is lost.
-func (l *latch) keep(ctx context.Context, renew func()) {
-	ticker := time.NewTicker(renewEvery)
+// keep calls look every second, until ctx ends or the claim's work does.
+func (l *latch) keep(ctx context.Context, look func()) {
+	ticker := time.NewTicker(noticeEvery)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			renew()
+			look()
 		case <-l.alive.Done():
 			return
 		case <-ctx.Done():

@@ -25,6 +25,8 @@ type Once struct {
 	Deadline time.Time
 	// GroupGeneration is the consumer group generation in which the command came.
 	GroupGeneration int32
+	// Detail makes what an outcome with that status, which the claim itself decides, says beside it; nil means nothing.
+	Detail func(status string, generation uint64) []byte
 }
 
 // OnceClaim is the right to work on a command without a generation, until it is lost.
@@ -72,7 +74,7 @@ func (c *OnceClaim) take(g *ring) (changed bool, outcome *Outcome, err error) {
 		return false, nil, failure.New(failure.Unavailable, CodeHeld, c.cmd.ID, "agent %s works on the command since consumer group generation %d; this agent was assigned in %d",
 			e.Owner, e.Group, c.cmd.GroupGeneration)
 	case e == nil && now.After(c.cmd.Deadline.Add(ClockTolerance)): // no clock says otherwise; the change proves that nobody has it
-		return true, &Outcome{Command: c.cmd.ID, Status: StatusExpired}, nil
+		return true, &Outcome{Command: c.cmd.ID, Status: StatusExpired, Detail: c.detail(StatusExpired)}, nil
 	case e == nil:
 		if g.forget(now); len(g.entries) >= KeepRecent {
 			return false, nil, failure.New(failure.Unavailable, CodeRecentFull, c.cmd.ID, "%d commands without a generation are younger than their deadlines; the command waits until one is not",
@@ -83,11 +85,21 @@ func (c *OnceClaim) take(g *ring) (changed bool, outcome *Outcome, err error) {
 	}
 	e.Owner, e.Group, e.Claim = c.recent.fence.cfg.Owner, c.cmd.GroupGeneration, c.word
 	e.Beat++
-	if e.Service == "" && now.After(e.Deadline) { // no write was ever sent
-		e.decide(StatusExpired, nil, now)
+	switch {
+	case g.uncancel(e.Command):
+		e.decide(StatusCancelled, c.detail(StatusCancelled), now)
+	case e.Service == "" && now.After(e.Deadline): // no write was ever sent
+		e.decide(StatusExpired, c.detail(StatusExpired), now)
 	}
 	c.at, c.renewed = *e, now
 	return true, e.outcome(), nil
+}
+
+func (c *OnceClaim) detail(status string) []byte {
+	if c.cmd.Detail == nil {
+		return nil
+	}
+	return boundedTo(MaxRecentDetail, c.cmd.Detail(status, 0))
 }
 
 // older says whether whoever has the command goes before this claimant, as long as it shows that it is alive. Of two of the same group generation, which only a
@@ -137,19 +149,41 @@ func (c *OnceClaim) Release() { c.end(nil) }
 // Generation is 0: the command has none.
 func (c *OnceClaim) Generation() uint64 { return 0 }
 
-// Keep shows every few seconds that the holder is alive, until ctx ends or the claim is lost.
+// Context returns a context that ends with ctx, or when the claim is lost, with that failure as its cause.
+func (c *OnceClaim) Context(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	return c.until(ctx, c.Err)
+}
+
+// Stopped is Err: a cancelled command has its outcome, and the claim on it is lost.
+func (c *OnceClaim) Stopped() error { return c.Err() }
+
+// Keep shows every few seconds that the holder is alive, and looks each second whether the command was cancelled, until ctx ends or the claim is lost.
 func (c *OnceClaim) Keep(ctx context.Context) {
 	c.keep(ctx, func() {
 		c.mu.Lock()
-		fresh := c.recent.fence.deps.Now().Sub(c.renewed) < renewEvery/2
+		fresh := c.recent.fence.deps.Now().Sub(c.renewed) < renewEvery-noticeEvery/2
 		c.mu.Unlock()
 		if fresh {
+			c.notice(ctx)
 			return
 		}
 		if err := c.change(ctx, func(*ring, *entry) error { return nil }); err != nil && ctx.Err() == nil && c.Err() == nil {
 			c.recent.fence.deps.Log.Warn("a claim cannot be renewed; trying again", "command_id", c.cmd.ID, "error", err)
 		}
 	})
+}
+
+// notice looks at the ring: a look proves nothing good, because it may be old, but a newer state of the command says what has become of the claim.
+func (c *OnceClaim) notice(ctx context.Context) {
+	_, g, err := c.recent.read(ctx)
+	if err != nil {
+		return // the next renewal tells
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := g.find(c.cmd.ID); e != nil && e.Beat > c.at.Beat && e.Claim != c.word {
+		_ = c.lose(e.Owner)
+	}
 }
 
 // Applied says that all is written. A failure with CodeRepeat asks for another pass.
@@ -162,11 +196,8 @@ func (c *OnceClaim) Applied(context.Context) error {
 
 // Decide records the command's outcome in the ring. With a failure nothing is decided; with CodeLost somebody else has decided or will.
 func (c *OnceClaim) Decide(ctx context.Context, status string, detail []byte) error {
-	if len(detail) > MaxRecentDetail {
-		detail = nil
-	}
 	return c.change(ctx, func(_ *ring, e *entry) error {
-		e.decide(status, detail, c.recent.fence.deps.Now())
+		e.decide(status, boundedTo(MaxRecentDetail, detail), c.recent.fence.deps.Now())
 		return nil
 	})
 }

@@ -70,7 +70,10 @@ func newRecent(f *Fence) *Recent { return &Recent{fence: f, seen: sightings{}} }
 func (f *Fence) Recent() *Recent { return f.recent }
 
 // ring is what the object says.
-type ring struct{ entries []*entry }
+type ring struct {
+	entries   []*entry
+	cancelled []string // ids, the newest last
+}
 
 // entry is one command. It has been begun, or decided without.
 type entry struct {
@@ -180,7 +183,11 @@ func (g *ring) spec(name string) (swarm.ConfigSpec, error) {
 	if len(text) > maxRecentBytes {
 		return swarm.ConfigSpec{}, fmt.Errorf("the ring of recent commands would take %d bytes, at most %d are allowed", len(text), maxRecentBytes)
 	}
-	return swarm.ConfigSpec{Annotations: swarm.Annotations{Name: name, Labels: map[string]string{labelRecent: text}}, Data: []byte{'-'}}, nil
+	labels := map[string]string{labelRecent: text}
+	if len(g.cancelled) > 0 {
+		labels[labelCancelled] = mustJSON(g.cancelled)
+	}
+	return swarm.ConfigSpec{Annotations: swarm.Annotations{Name: name, Labels: labels}, Data: []byte{'-'}}, nil
 }
 
 func parseRing(o *object) (*ring, error) {
@@ -188,8 +195,12 @@ func parseRing(o *object) (*ring, error) {
 	if o == nil {
 		return g, nil
 	}
-	if err := json.Unmarshal([]byte(o.spec.Labels[labelRecent]), &g.entries); err != nil {
-		return nil, badObject("bad_recent", o.spec.Name, fmt.Errorf("the ring of recent commands has an unreadable label %s: %w", labelRecent, err))
+	for name, to := range map[string]any{labelRecent: &g.entries, labelCancelled: &g.cancelled} {
+		if text, ok := o.spec.Labels[name]; ok || name == labelRecent {
+			if err := json.Unmarshal([]byte(text), to); err != nil {
+				return nil, badObject("bad_recent", o.spec.Name, fmt.Errorf("the ring of recent commands has an unreadable label %s: %w", name, err))
+			}
+		}
 	}
 	g.entries = slices.DeleteFunc(g.entries, func(e *entry) bool { return e == nil })
 	return g, nil
@@ -264,28 +275,35 @@ func (r *Recent) Look(ctx context.Context, command string) (outcome *Outcome, be
 	return e.outcome(), true, nil
 }
 
-// Cancel decides that a command which has been begun is cancelled, whoever works on it, and returns its outcome: that one, or the one that it had before. It is
-// nil if the command has not been begun. A write that is on its way may still land.
-func (r *Recent) Cancel(ctx context.Context, command string) (*Outcome, error) {
-	var outcome *Outcome
-	err := r.change(ctx, func(g *ring) (bool, error) {
+// Cancel has the command end as cancelled, whoever works on it or nobody yet, and tells whether the ring knew it. When it has returned nil the command can have no
+// other outcome, however often it is delivered; a write that is on its way may still land. A command that has an outcome is refused with CodeDecided. An id that no
+// command ever has does no harm, and is dropped in time.
+func (r *Recent) Cancel(ctx context.Context, command string) (known bool, err error) {
+	err = r.change(ctx, func(g *ring) (bool, error) {
 		e := g.find(command)
-		if e == nil {
-			outcome = nil
+		known = e != nil
+		switch {
+		case e != nil && e.Status == StatusCancelled, e == nil && slices.Contains(g.cancelled, command):
 			return false, nil
-		}
-		begun := e.Status == ""
-		if begun {
+		case e != nil && e.Status != "":
+			return false, failure.New(failure.Conflict, CodeDecided, command, "command %s has ended already: %s", command, e.Status)
+		case e != nil:
 			e.decide(StatusCancelled, nil, r.fence.deps.Now())
 			e.Claim = "" // whoever had it has lost it
+		default:
+			g.cancelled = append(g.cancelled, command)
+			g.cancelled = g.cancelled[max(0, len(g.cancelled)-KeepCancelled):]
 		}
-		outcome = e.outcome()
-		return begun, nil
+		return true, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return outcome, nil
+	return known, err
+}
+
+// uncancel tells whether the command was cancelled before it came, and takes it off the list.
+func (g *ring) uncancel(command string) bool {
+	before := len(g.cancelled)
+	g.cancelled = slices.DeleteFunc(g.cancelled, func(id string) bool { return id == command })
+	return len(g.cancelled) < before
 }
 
 func (e *entry) decide(status string, detail []byte, now time.Time) {
