@@ -181,10 +181,14 @@ func (r *Runner) decide(ctx context.Context, c *command, claim *fence.Claim, wit
 	return outcome, lost
 }
 
-// run does what the command asks. While the engine is away it is asked again, until the command's own time is over; when something changed between a list and
-// a write, the pass is repeated.
+// run does what the command asks. While the engine is away it is asked again, until what is left of the command's own time is over; when something changed between a
+// list and a write, the pass is repeated.
 func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
-	ctx, cancel := context.WithTimeoutCause(c.run, job.timeout, failure.New(failure.Deadline, "timed_out", subjectOf(c.payload),
+	left := claim.Left(job.timeout)
+	if left < job.timeout {
+		c.log.Info("the command was begun before", "left", left.Round(time.Second), "of", job.timeout)
+	}
+	ctx, cancel := context.WithTimeoutCause(c.run, left, failure.New(failure.Deadline, "timed_out", subjectOf(c.payload),
 		"%s did not end within %s", subjectOf(c.payload), job.timeout))
 	defer cancel()
 	passes := 0

@@ -133,6 +133,12 @@ func newRigAt(t *testing.T, path string, concurrent int) *rig {
 // newRigOn is an agent on a Swarm that others may work on too.
 func newRigOn(t *testing.T, swarm *configs, agent, path string, concurrent int) *rig {
 	t.Helper()
+	return newRigWith(t, swarm, agent, path, concurrent, time.Now)
+}
+
+// newRigWith is one with a clock of its own.
+func newRigWith(t *testing.T, swarm *configs, agent, path string, concurrent int, now func() time.Time) *rig {
+	t.Helper()
 	j, err := journal.Open(path, journal.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +146,7 @@ func newRigOn(t *testing.T, swarm *configs, agent, path string, concurrent int) 
 	r := &rig{t: t, journal: j, stacks: &stacks{}, topic: &topic{}, role: runnerv1.NodeRole_NODE_ROLE_MANAGER}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	heads, err := fence.New(fence.Config{Owner: agent, Standstill: time.Second}, fence.Deps{
-		Client: func() fence.API { return swarm }, Log: slog.New(slog.DiscardHandler),
+		Client: func() fence.API { return swarm }, Log: slog.New(slog.DiscardHandler), Now: now,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +155,7 @@ func newRigOn(t *testing.T, swarm *configs, agent, path string, concurrent int) 
 		WorkDir: t.TempDir(), AgentID: agent, ClusterID: "c1", Kafka: names, MaxConcurrent: concurrent, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
 	}, Deps{
 		Journal: j, Fence: heads, Stacks: func(*fence.Claim) (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
-		Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Log: slog.New(slog.DiscardHandler), Now: now,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -194,7 +194,11 @@ func (f *Fence) bury(ctx context.Context, api client.APIClient, at *stored) (*st
 }
 
 func (f *Fence) newClaim(cmd Command, at *stored) *Claim {
-	c := &Claim{fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: f.deps.Now(), written: map[string]string{}, removed: map[string]bool{}}
+	now := f.deps.Now()
+	c := &Claim{
+		fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: now, term: term{now, at.head.Spent, at.head.used(now)},
+		written: map[string]string{}, removed: map[string]bool{},
+	}
 	c.open()
 	return c
 }
@@ -276,6 +280,7 @@ func (h Head) begin(f *Fence, cmd Command) Head {
 	h.Epoch++
 	h.Owner, h.GroupGeneration = f.cfg.Owner, cmd.GroupGeneration
 	h.Generation, h.Step, h.Command = cmd.Generation, 1, cmd.ID
+	h.Begun, h.Spent = f.deps.Now(), 0
 	h.Phase, h.Next, h.Before, h.Removed, h.Rest, h.Dead = Applying, nil, nil, time.Time{}, false, false
 	if cmd.Manifest != nil {
 		h.Manifest, h.ManifestDigest = cmd.Manifest.name(cmd.Stack, cmd.Generation), cmd.Manifest.digest
@@ -295,14 +300,14 @@ func (h *Head) end(at *stored, cmd Command, status string) *Outcome {
 	}
 	outcome := Outcome{Command: cmd.ID, Generation: h.Generation, Status: status}
 	if cmd.Detail != nil {
-		outcome.Detail = boundedTo(MaxDetailBytes, cmd.Detail(status, h.Generation))
+		outcome.Detail = boundedDetail(cmd.Detail(status, h.Generation))
 	}
 	h.record(outcome)
 	return &outcome
 }
 
-func boundedTo(most int, detail []byte) []byte {
-	if len(detail) > most {
+func boundedDetail(detail []byte) []byte {
+	if len(detail) > MaxDetailBytes {
 		return nil
 	}
 	return detail
@@ -391,6 +396,7 @@ func (c *Claim) swapLocked(ctx context.Context, f func(*Head) error) error {
 			return err
 		}
 		next := c.at.head.clone()
+		next.Spent = c.spent(c.fence.deps.Now())
 		if err := f(&next); err != nil {
 			return err
 		}
@@ -473,7 +479,7 @@ func (c *Claim) Applied(ctx context.Context) error {
 func (c *Claim) Decide(ctx context.Context, status string, detail []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	outcome := Outcome{Command: c.cmd.ID, Generation: c.Generation(), Status: status, Detail: boundedTo(MaxDetailBytes, detail)}
+	outcome := Outcome{Command: c.cmd.ID, Generation: c.Generation(), Status: status, Detail: boundedDetail(detail)}
 	api := c.fence.deps.Client()
 	old, err := manifests(ctx, api, c.cmd.Stack) // before the change: see prune
 	if err != nil {

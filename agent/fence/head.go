@@ -62,6 +62,8 @@ const (
 	labelOutcomes  = "axion.outcomes"
 	labelCancelled = "axion.cancelled"
 	labelRest      = "axion.rest"
+	labelBegun     = "axion.begun"
+	labelSpent     = "axion.spent"
 	labelRemoved   = "axion.removed"
 	labelDead      = "axion.dead"
 )
@@ -135,6 +137,10 @@ type Head struct {
 	Outcomes []Outcome
 	// Cancelled are the ids of commands that are to end as cancelled and have no outcome yet, newest last.
 	Cancelled []string
+	// Begun is when the generation was first claimed, on its first owner's clock.
+	Begun time.Time
+	// Spent is how long its owners have worked on it, each on its own monotonic clock, as of the last change of the head.
+	Spent time.Duration
 	// Rest says that the generation was decided without a write, when the one before it was at rest: so the stack still is.
 	Rest bool
 	// Removed is when the stack was removed; zero if it was not. In a head at generation 0 it is when that was made.
@@ -223,6 +229,12 @@ func (h Head) spec() (swarm.ConfigSpec, error) {
 	if !h.Removed.IsZero() {
 		labels[labelRemoved] = h.Removed.UTC().Format(time.RFC3339)
 	}
+	if !h.Begun.IsZero() {
+		labels[labelBegun] = h.Begun.UTC().Format(time.RFC3339Nano)
+	}
+	if h.Spent > 0 {
+		labels[labelSpent] = h.Spent.String()
+	}
 	if h.Dead {
 		labels[labelDead] = "true"
 	}
@@ -281,9 +293,16 @@ func parseHead(spec swarm.ConfigSpec) (Head, error) {
 			}
 		}
 	}
-	if v := l[labelRemoved]; v != "" {
-		if h.Removed, err = time.Parse(time.RFC3339, v); err != nil {
-			return h, fmt.Errorf("the head of stack %s has an unreadable label %s: %w", h.Stack, labelRemoved, err)
+	for name, to := range map[string]*time.Time{labelRemoved: &h.Removed, labelBegun: &h.Begun} {
+		if v := l[name]; v != "" {
+			if *to, err = time.Parse(time.RFC3339Nano, v); err != nil {
+				return h, fmt.Errorf("the head of stack %s has an unreadable label %s: %w", h.Stack, name, err)
+			}
+		}
+	}
+	if v := l[labelSpent]; v != "" {
+		if h.Spent, err = time.ParseDuration(v); err != nil || h.Spent < 0 {
+			return h, fmt.Errorf("the head of stack %s has the time spent %q", h.Stack, v)
 		}
 	}
 	return h, nil

@@ -451,16 +451,19 @@ func TestReservedNames(t *testing.T) {
 func FuzzParseHead(f *testing.F) {
 	h := Head{
 		Stack: "shop", Epoch: 3, Owner: "a", Generation: 4, Step: 1, Command: "c", Phase: Decided, Base: map[string]string{"shop_web": "4/1"},
-		Outcomes: []Outcome{{Command: "c", Generation: 4, Status: StatusSucceeded}}, Removed: time.Unix(1e9, 0),
+		Outcomes: []Outcome{{Command: "c", Generation: 4, Status: StatusSucceeded}}, Removed: time.Unix(1e9, 0), Begun: time.Unix(1e9, 5), Spent: 3 * time.Second, Cancelled: []string{"d"}, Rest: true,
 	}
 	spec, err := h.spec()
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(spec.Labels[labelBase], spec.Labels[labelOutcomes], spec.Labels[labelAt], spec.Labels[labelRemoved])
-	f.Fuzz(func(t *testing.T, base, outcomes, at, removed string) {
+	l := spec.Labels
+	f.Add(l[labelBase], l[labelOutcomes], l[labelAt], l[labelRemoved], l[labelCancelled], l[labelSpent])
+	f.Add("{}", "[]", noGeneration, "", "", "")
+	f.Fuzz(func(t *testing.T, base, outcomes, at, removed, cancelled, spent string) {
 		spec, _ := h.spec()
-		spec.Labels[labelBase], spec.Labels[labelOutcomes], spec.Labels[labelAt], spec.Labels[labelRemoved] = base, outcomes, at, removed
+		l := spec.Labels
+		l[labelBase], l[labelOutcomes], l[labelAt], l[labelRemoved], l[labelCancelled], l[labelSpent] = base, outcomes, at, removed, cancelled, spent
 		parsed, err := parseHead(spec)
 		if err != nil {
 			return

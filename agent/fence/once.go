@@ -14,9 +14,6 @@ import (
 	"github.com/axion/runner-agent/proto/failure"
 )
 
-// MaxRecentDetail bounds what the outcome of a command without a generation may say beside its status.
-const MaxRecentDetail = 1 << 10
-
 // Once is a command without a generation that writes to one service, once.
 type Once struct {
 	// ID is the command's id.
@@ -32,6 +29,7 @@ type Once struct {
 // OnceClaim is the right to work on a command without a generation, until it is lost.
 type OnceClaim struct {
 	latch
+	term
 	recent *Recent
 	cmd    Once
 	word   string // tells this claim from all others
@@ -80,7 +78,7 @@ func (c *OnceClaim) take(g *ring) (changed bool, outcome *Outcome, err error) {
 			return false, nil, failure.New(failure.Unavailable, CodeRecentFull, c.cmd.ID, "%d commands without a generation are younger than their deadlines; the command waits until one is not",
 				len(g.entries))
 		}
-		e = &entry{Command: c.cmd.ID, Deadline: c.cmd.Deadline}
+		e = &entry{Command: c.cmd.ID, Deadline: c.cmd.Deadline, Begun: now}
 		g.entries = append(g.entries, e)
 	}
 	e.Owner, e.Group, e.Claim = c.recent.fence.cfg.Owner, c.cmd.GroupGeneration, c.word
@@ -91,7 +89,7 @@ func (c *OnceClaim) take(g *ring) (changed bool, outcome *Outcome, err error) {
 	case e.Service == "" && now.After(e.Deadline): // no write was ever sent
 		e.decide(StatusExpired, c.detail(StatusExpired), now)
 	}
-	c.at, c.renewed = *e, now
+	c.at, c.renewed, c.term = *e, now, term{now, e.Spent, used(e.Begun, e.Spent, now)}
 	return true, e.outcome(), nil
 }
 
@@ -99,7 +97,7 @@ func (c *OnceClaim) detail(status string) []byte {
 	if c.cmd.Detail == nil {
 		return nil
 	}
-	return boundedTo(MaxRecentDetail, c.cmd.Detail(status, 0))
+	return boundedDetail(c.cmd.Detail(status, 0))
 }
 
 // older says whether whoever has the command goes before this claimant, as long as it shows that it is alive. Of two of the same group generation, which only a
@@ -129,6 +127,7 @@ func (c *OnceClaim) change(ctx context.Context, f func(*ring, *entry) error) err
 		if err := f(g, e); err != nil {
 			return false, err
 		}
+		e.Spent = c.spent(c.recent.fence.deps.Now())
 		e.Beat++
 		next = *e
 		return true, nil
@@ -197,7 +196,7 @@ func (c *OnceClaim) Applied(context.Context) error {
 // Decide records the command's outcome in the ring. With a failure nothing is decided; with CodeLost somebody else has decided or will.
 func (c *OnceClaim) Decide(ctx context.Context, status string, detail []byte) error {
 	return c.change(ctx, func(_ *ring, e *entry) error {
-		e.decide(status, boundedTo(MaxRecentDetail, detail), c.recent.fence.deps.Now())
+		e.decide(status, boundedDetail(detail), c.recent.fence.deps.Now())
 		return nil
 	})
 }

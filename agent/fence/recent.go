@@ -19,8 +19,6 @@ import (
 const (
 	recentName  = "axion-recent"
 	labelRecent = "axion.recent" // the commands, in the order in which they came
-	// ClockTolerance is how far the clocks of two managers may be apart: a command is kept for that long after its deadline.
-	ClockTolerance = time.Hour
 	// MaxDeadline is how far ahead a deadline may be: no topic holds a command for longer.
 	MaxDeadline = 7 * 24 * time.Hour
 	// KeepRecent is how many commands the ring holds.
@@ -79,6 +77,9 @@ type ring struct {
 type entry struct {
 	Command  string    `json:"command"`
 	Deadline time.Time `json:"deadline"`
+	// Begun is when it was claimed first, Spent how long its owners have worked on it: see used.
+	Begun time.Time     `json:"begun,omitzero"`
+	Spent time.Duration `json:"spent,omitempty"`
 	// Owner is the agent that has the command, Group the consumer group generation in which it came, Claim the claim's own word, and Beat grows with each change.
 	Owner string `json:"owner,omitempty"`
 	Group int32  `json:"group,omitempty"`
