@@ -191,6 +191,6 @@ func (a *Agent) stackStatus(ctx context.Context, name string) (*runnerv1.StackSt
 	return a.immediate(nil).StackStatus(ctx, &runnerv1.StackStatus{Stack: name})
 }
 
-func (a *Agent) immediate(cancel func(string) bool) *command.Immediate {
+func (a *Agent) immediate(cancel func(ctx context.Context, id, stack string) error) *command.Immediate {
 	return &command.Immediate{Containers: a.engine, Stacks: a.commandStacks, Role: a.role, Cancel: cancel}
 }

@@ -250,20 +250,24 @@ func (o *online) heartbeat() *runnerv1.Heartbeat {
 			beat.Members = append(beat.Members, m)
 		}
 	}
-	for _, head := range o.fence.Heads() {
-		if len(beat.Stacks) < maxStacks {
-			beat.Stacks = append(beat.Stacks, stackGeneration(head))
-		}
-	}
+	beat.Stacks = stackGenerations(o.fence.Heads())
 	return beat
 }
 
-func stackGeneration(h fence.Head) *runnerv1.StackGeneration {
-	g := &runnerv1.StackGeneration{Stack: h.Stack, Generation: h.Generation, Epoch: h.Epoch}
-	if !h.Removed.IsZero() {
-		g.RemovedAt = timestamppb.New(h.Removed)
+// stackGenerations tells of the stacks that have a generation: a head may hold no more than cancellations of commands to come.
+func stackGenerations(heads []fence.Head) []*runnerv1.StackGeneration {
+	var all []*runnerv1.StackGeneration
+	for _, h := range heads {
+		if h.Generation == 0 || len(all) == maxStacks {
+			continue
+		}
+		g := &runnerv1.StackGeneration{Stack: h.Stack, Generation: h.Generation, Epoch: h.Epoch}
+		if !h.Removed.IsZero() {
+			g.RemovedAt = timestamppb.New(h.Removed)
+		}
+		all = append(all, g)
 	}
-	return g
+	return all
 }
 
 // close gives the journal and the producer free, once nothing uses them.

@@ -133,9 +133,6 @@ type command struct {
 	running bool                    // guarded by Runner.mu
 }
 
-// errCancelled is the cause of a context that an operator's CancelCommand ended.
-var errCancelled = failure.New(failure.Conflict, "cancelled", "", "the command was cancelled by an operator")
-
 // ErrNoQuorum is the cause of a context given to Handle that ended because the Swarm's managers have no leader; commands that run then say so.
 var ErrNoQuorum = failure.New(failure.Unavailable, "no_swarm_leader", "", "the swarm has no leader that this manager can reach")
 
@@ -238,7 +235,7 @@ func (r *Runner) process(ctx context.Context, c *command) bool {
 	r.setRunning(c, true)
 	defer r.setRunning(c, false)
 	c.log.Info("command begins", "attempt", record.Attempts)
-	outcome, err := r.execute(ctx, c, record.Attempts == 1 && !c.envelope.Deadline.IsZero() && started.After(c.envelope.Deadline))
+	outcome, err := r.execute(ctx, c)
 	if err != nil { // the agent stops, or is no manager with a leader any more, or the journal is away: no outcome was decided, the message comes again
 		c.log.Warn("command interrupted; it is taken up again when it is delivered again", "error", err)
 		return false
@@ -297,20 +294,6 @@ func (r *Runner) settle(ctx context.Context, c *command, ev envelope.Envelope, g
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// Cancel ends a command that runs or waits; its outcome then says so. It reports whether there is such a command.
-func (r *Runner) Cancel(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	found := false
-	for d, c := range r.inflight {
-		if d.commandID == id {
-			c.cancel(errCancelled)
-			found = true
-		}
-	}
-	return found
 }
 
 // Running lists the ids of the commands that run now, at most 64.
