@@ -96,7 +96,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().VarP(&a.output, "output", "o", "print as `table|json` (default table)")
 	mustComplete(root, "output", outputs...)
 	root.AddCommand(
-		a.deployCommand(), a.removeCommand(), a.scaleCommand(), a.psCommand(), a.logsCommand(), a.eventsCommand(),
+		a.deployCommand(), a.removeCommand(), a.scaleCommand(), a.cancelCommand(), a.psCommand(), a.logsCommand(), a.eventsCommand(),
 		a.agentsCommand(), a.tokenCommand(), a.containerCommand(), a.dlqCommand(), a.versionCommand(),
 	)
 	return root

@@ -113,6 +113,7 @@ func TestUsage(t *testing.T) {
 		"short timeout":     {[]string{"rm", "--timeout", "1ms", "a"}, "must be between 1s and 24h"},
 		"long ttl":          {[]string{"token", "create", "--cluster", "a", "--ttl", "721h"}, "must be between 1m and 720h"},
 		"no cluster":        {[]string{"token", "create"}, `required flag(s) "cluster" not set`},
+		"no command":        {[]string{"cancel"}, "COMMAND is missing"},
 		"bad scale":         {[]string{"scale", "web"}, `"web" is not of the form SERVICE=N`},
 		"negative scale":    {[]string{"scale", "web=-1"}, "between 0 and 100000"},
 		"too much":          {[]string{"scale", "web=100001"}, "between 0 and 100000"},
@@ -171,6 +172,13 @@ func fleet() *planetest.Script {
 		OnRemoveAgent: func(context.Context, *planev1.RemoveAgentRequest) (*planev1.RemoveAgentResponse, error) {
 			return &planev1.RemoveAgentResponse{}, nil
 		},
+		OnCancelCommand: func(_ context.Context, r *planev1.CancelCommandRequest) (*planev1.CancelCommandResponse, error) {
+			if r.GetCommandId() != commandID {
+				return nil, failurepb.Status(failure.New(failure.Conflict, "already_ended", r.GetCommandId(), "command %s for shop has already ended: succeeded", r.GetCommandId()).
+					WithHint("what it did stays"))
+			}
+			return &planev1.CancelCommandResponse{AgentId: agentID}, nil
+		},
 		OnSendRequest: answer,
 	}
 }
@@ -217,6 +225,8 @@ func TestOutput(t *testing.T) {
 		"token-revoke-none": {"token", "revoke", "t-9"},
 		"agents":            {"agents"},
 		"agents-rm":         {"agents", "rm", agentID},
+		"cancel":            {"cancel", commandID},
+		"cancel-ended":      {"cancel", "c-0"},
 		"ps":                {"ps"},
 		"ps-stack":          {"ps", "shop"},
 		"ps-none":           {"ps", "nothing"},

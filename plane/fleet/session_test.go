@@ -350,6 +350,15 @@ func TestPickManager(t *testing.T) {
 		got, err := p.fleet.PickManager(clusterID)
 		return err == nil && got == "a-good"
 	})
+
+	p.allow("a-busy")
+	p.join(options{id: "a-busy", beat: func() *runnerv1.Heartbeat { return &runnerv1.Heartbeat{RunningCommands: []string{"c-1"}} }})
+	eventually(t, "the manager that runs the command comes first", func() bool {
+		return slices.Equal(p.fleet.Managers(clusterID, "c-1"), []string{"a-busy", "a-good", "a-blind"})
+	})
+	if got := p.fleet.Managers(clusterID, "c-2"); got[0] != "a-good" {
+		t.Errorf("for another command: %v", got)
+	}
 }
 
 func TestShutdownSpreadsTheHerd(t *testing.T) {

@@ -53,6 +53,7 @@ type fleet struct {
 	logs         func(agentID string, open *runnerv1.OpenLogs, send func(*runnerv1.LogBatch) error) error
 	metrics      map[string]*runnerv1.MetricsBatch
 	manager      func(clusterID string) (string, error)
+	managers     []string
 }
 
 func (f *fleet) Connected(agentID string) bool { return f.connected[agentID] }
@@ -70,6 +71,8 @@ func (f *fleet) StreamLogs(_ context.Context, agentID string, open *runnerv1.Ope
 func (f *fleet) LatestMetrics() map[string]*runnerv1.MetricsBatch { return f.metrics }
 
 func (f *fleet) PickManager(clusterID string) (string, error) { return f.manager(clusterID) }
+
+func (f *fleet) Managers(string, string) []string { return f.managers }
 
 func (f *fleet) Warnings(string) []*runnerv1.HealthWarning {
 	return []*runnerv1.HealthWarning{{Code: "w"}}
@@ -194,8 +197,28 @@ func (p *plane) dial(c operatorcontext.Context) planev1.OperatorClient {
 	return planev1.NewOperatorClient(conn)
 }
 
-// enrol puts an agent into the registry and returns its id.
+// enrol puts the first manager's agent of a cluster into the registry and returns its id.
 func (p *plane) enrol(cluster, node string) string {
+	p.t.Helper()
+	return p.enrolAs(cluster, node, runnerv1.NodeRole_NODE_ROLE_MANAGER)
+}
+
+// enrolWorker does it for a worker of the cluster that the manager's agent has told of.
+func (p *plane) enrolWorker(cluster, manager, node string) string {
+	p.t.Helper()
+	first, err := p.registry.Agent(p.t.Context(), manager)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := p.registry.SetNodes(p.t.Context(), cluster, manager, &runnerv1.NodeList{SwarmClusterId: "swarm-" + cluster, Nodes: []*runnerv1.SwarmNode{
+		{NodeId: first.NodeID, Role: runnerv1.NodeRole_NODE_ROLE_MANAGER}, {NodeId: node, Role: runnerv1.NodeRole_NODE_ROLE_WORKER},
+	}}); err != nil {
+		p.t.Fatal(err)
+	}
+	return p.enrolAs(cluster, node, runnerv1.NodeRole_NODE_ROLE_WORKER)
+}
+
+func (p *plane) enrolAs(cluster, node string, role runnerv1.NodeRole) string {
 	p.t.Helper()
 	_, secret, err := p.registry.CreateToken(p.t.Context(), cluster, time.Hour, 1)
 	if err != nil {
@@ -205,9 +228,12 @@ func (p *plane) enrol(cluster, node string) string {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	facts := &runnerv1.NodeFacts{NodeId: node, Hostname: "host-" + node, Role: role}
+	if role == runnerv1.NodeRole_NODE_ROLE_MANAGER {
+		facts.SwarmClusterId = "swarm-" + cluster
+	}
 	e, err := p.registry.Enrol(p.t.Context(), registry.EnrolParams{
-		Secret: secret, PublicKey: &key.PublicKey, EncryptionKey: make([]byte, 32), Version: "1.2.3", Live: func(string) bool { return false },
-		Facts: &runnerv1.NodeFacts{NodeId: node, Hostname: "host-" + node, Role: runnerv1.NodeRole_NODE_ROLE_MANAGER, SwarmClusterId: "swarm-" + cluster},
+		Secret: secret, PublicKey: &key.PublicKey, EncryptionKey: make([]byte, 32), Version: "1.2.3", Live: func(string) bool { return false }, Facts: facts,
 	})
 	if err != nil {
 		p.t.Fatal(err)
