@@ -75,29 +75,22 @@ func noteGeneration(ctx context.Context, tx querier, clusterID, stack string, n 
 //
 // A ServiceScale names a service and no stack, and "a_b_c" may be service "b_c" of stack "a" or service "c" of stack "a_b". So every known stack that could
 // own the service takes part: the number is greater than all of theirs and becomes the newest of each. A skipped number does no harm, a repeated one would.
-// Where no such stack is known the service's own name is counted for; what an agent then answers makes its stack known. The stack that is returned is
-// the longest that fits, for the record only.
-func nextGeneration(ctx context.Context, tx querier, clusterID, stack string, isService bool) (name string, generation uint64, err error) {
-	names := []string{stack}
-	if isService {
-		if names, err = owners(ctx, tx, clusterID, stack); err != nil {
-			return "", 0, err
-		}
-	}
-	for _, name := range names {
+// Where no such stack is known the service's own name is counted for; what an agent then answers makes its stack known.
+func nextGeneration(ctx context.Context, tx querier, clusterID string, stacks []string) (generation uint64, err error) {
+	for _, name := range stacks {
 		known, err := knownGeneration(ctx, tx, clusterID, name)
 		if err != nil {
-			return "", 0, err
+			return 0, err
 		}
 		generation = max(generation, known)
 	}
 	generation++
-	for _, name := range names {
+	for _, name := range stacks {
 		if err := noteGeneration(ctx, tx, clusterID, name, generation); err != nil {
-			return "", 0, err
+			return 0, err
 		}
 	}
-	return names[len(names)-1], generation, nil
+	return generation, nil
 }
 
 // owners returns the known stacks that a service of that name may belong to, shortest first, and the service's own name if it is known as a stack or if

@@ -64,6 +64,12 @@ func scale(service string) NewCommand {
 	return n
 }
 
+func restart(service string) NewCommand {
+	n := deploy("")
+	n.Message = &runnerv1.ServiceRestart{Service: service}
+	return n
+}
+
 func submit(t *testing.T, l *Ledger, n NewCommand) Command {
 	t.Helper()
 	c, _, err := l.Submit(t.Context(), n)
@@ -217,6 +223,57 @@ func TestScaleCountsForEveryStackThatMayOwnTheService(t *testing.T) {
 	}
 	if c := submit(t, l, scale("_x_")); c.Stack != "_x_" {
 		t.Errorf("stack %q", c.Stack)
+	}
+}
+
+func TestRestartTakesNoGeneration(t *testing.T) {
+	l, c := open(t, Config{})
+	submit(t, l, deploy("shop"))
+	cmd := submit(t, l, restart("shop_web"))
+	if cmd.Generation != 0 || cmd.Stack != "shop" || cmd.Key != "shop" || cmd.Subject != "shop_web" || !cmd.StackIsGuess() {
+		t.Errorf("%+v: its record must have the key of the stack that it waits for", cmd)
+	}
+	if g, _ := l.Generation(t.Context(), "prod", "shop"); g != 1 {
+		t.Errorf("a restart moved the generation to %d", g)
+	}
+	r, ok, err := l.Record(t.Context(), cmd.ID)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	for _, h := range r.Headers {
+		if h.Key == "ce_generation" {
+			t.Errorf("it says generation %s", h.Value)
+		}
+	}
+	e, err := envelope.Parse(r.Headers, r.Data, 0)
+	if err != nil || !e.Deadline.Equal(c.Now().Add(time.Hour)) {
+		t.Errorf("deadline %v, %v", e.Deadline, err)
+	}
+	if lone := submit(t, l, restart("lone_web")); lone.Key != "lone_web" {
+		t.Errorf("%+v: nothing is known of a stack lone", lone)
+	}
+	if g, _ := l.Generation(t.Context(), "prod", "lone_web"); g != 0 {
+		t.Errorf("a restart made a stack known, at generation %d", g)
+	}
+	keep(t, l, event(t, cmd.ID, &runnerv1.CommandReceived{Attempt: 1}))
+	c.Add(time.Hour + restartTime + outcomeMargin - time.Second)
+	overdue := func() []string {
+		var ids []string
+		cs, err := l.Overdue(t.Context(), c.Now(), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range cs {
+			ids = append(ids, c.ID)
+		}
+		return ids
+	}
+	if ids := overdue(); slices.Contains(ids, cmd.ID) {
+		t.Error("given up while its own time lasts, although it was begun")
+	}
+	c.Add(time.Second)
+	if ids := overdue(); !slices.Contains(ids, cmd.ID) {
+		t.Error("not given up after its own time")
 	}
 }
 

@@ -454,6 +454,24 @@ func TestSubmitIsIdempotentByKey(t *testing.T) {
 	}
 }
 
+func TestARestartHasADeadlineAndNoGeneration(t *testing.T) {
+	p := start(t, ledger.Config{})
+	p.enrol("prod", "n1")
+	req := &planev1.SubmitCommandRequest{Command: &planev1.SubmitCommandRequest_ServiceRestart{ServiceRestart: &runnerv1.ServiceRestart{Service: "shop_web"}}}
+	for name, life := range map[string]*durationpb.Duration{"of its own": durationpb.New(time.Minute), "the default": nil} {
+		req.TimeToLive = life
+		resp := p.submit(req)
+		c, err := p.ledger.Command(t.Context(), resp.GetCommandId())
+		want := defaultTimeToLive
+		if life != nil {
+			want = life.AsDuration()
+		}
+		if err != nil || resp.GetGeneration() != 0 || c.Deadline.Sub(c.CreatedAt) != want || c.Subject != "shop_web" {
+			t.Errorf("%s: %v, %+v, %v", name, resp, c, err)
+		}
+	}
+}
+
 func TestSubmitRefuses(t *testing.T) {
 	p := start(t, ledger.Config{})
 	p.enrol("prod", "n1")
@@ -482,6 +500,9 @@ func TestSubmitRefuses(t *testing.T) {
 		"a long service":      {scale(strings.Repeat("x", 256), 1), "bad_service_name"},
 		"a control character": {scale("a\x00b", 1), "bad_service_name"},
 		"many replicas":       {scale("a", 100_001), "bad_replicas"},
+		"restart of nothing": {func(r *planev1.SubmitCommandRequest) {
+			r.Command = &planev1.SubmitCommandRequest_ServiceRestart{ServiceRestart: &runnerv1.ServiceRestart{}}
+		}, "bad_service_name"},
 		"bad removal": {func(r *planev1.SubmitCommandRequest) {
 			r.Command = &planev1.SubmitCommandRequest_StackRemove{StackRemove: &runnerv1.StackRemove{Stack: "a b"}}
 		}, "bad_stack_name"},
