@@ -606,6 +606,7 @@ func TestConfigRefuses(t *testing.T) {
 		"advertised port":   {func(c *plane.Config) { c.Advertise = []string{"plane.example.com:9443"} }, "advertise"},
 		"no name":           {func(c *plane.Config) { c.Advertise = []string{""} }, "advertise"},
 		"SASL for nothing":  {func(c *plane.Config) { c.KafkaSASL = &runnerv1.SaslCredentials{Username: "u", Password: "p"} }, "kafka-brokers"},
+		"ACLs of nothing":   {func(c *plane.Config) { c.KafkaNoACLs = true }, "kafka-brokers"},
 		"SASL without user": {func(c *plane.Config) {
 			c.KafkaBrokers, c.KafkaSASL = []string{"b:9093"}, &runnerv1.SaslCredentials{Password: "p"}
 		}, "kafka-sasl"},

@@ -28,6 +28,7 @@ type serveOptions struct {
 	username     string
 	passwordFile string
 	caFile       string
+	acls         string
 	level        string
 	format       string
 }
@@ -42,6 +43,7 @@ func (o *serveOptions) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.username, "kafka-sasl-username", "", "the plane's user `name` there")
 	flags.StringVar(&o.passwordFile, "kafka-sasl-password-file", "", "`file` with the plane's password there (or "+passwordEnv+")")
 	flags.BoolVar(&o.config.KafkaAgentSCRAM, "kafka-agent-scram", false, "make SCRAM credentials there for each agent, instead of knowing agents by their certificates")
+	flags.StringVar(&o.acls, "kafka-acls", "on", "`on|off`: off leaves access rights there to you, for a Kafka whose administrator the plane is not; every agent can read what you do not forbid")
 	flags.StringVar(&o.caFile, "kafka-ca", "", "`file` with the CA certificates of those brokers; without it, this plane's own CA")
 	flags.BoolVar(&o.config.KafkaPlaintext, "kafka-plaintext", false, "speak to those brokers without TLS: for development on one machine only")
 	flags.DurationVar(&o.config.CertificateLife, "certificate-life", 0, "how long agents' certificates are valid (default 720h)")
@@ -75,6 +77,13 @@ func (o *serveOptions) planeConfig(data string) (plane.Config, error) {
 			return cfg, err
 		}
 		cfg.KafkaCAPEM = pem
+	}
+	switch o.acls {
+	case "on":
+	case "off":
+		cfg.KafkaNoACLs = true
+	default:
+		return cfg, fmt.Errorf("kafka-acls: %q is not on or off", o.acls)
 	}
 	var err error
 	cfg.KafkaSASL, err = o.sasl()
