@@ -56,6 +56,8 @@ type Config struct {
 	KafkaCAPEM []byte
 	// KafkaPlaintext speaks to KafkaBrokers without TLS; for a development broker on loopback only.
 	KafkaPlaintext bool
+	// ForgetBundles keeps no deployment's files and credentials after its end. Then nothing can be offered again when a Swarm comes back from a backup.
+	ForgetBundles bool
 	// CertificateLife is how long agents' certificates are valid; 0 means the certificate authority's default.
 	CertificateLife time.Duration
 	// HeartbeatInterval is how often agents are heard of; 0 means 5 s.

@@ -29,6 +29,7 @@ type serveOptions struct {
 	passwordFile string
 	caFile       string
 	acls         string
+	keepBundles  bool
 	level        string
 	format       string
 }
@@ -46,6 +47,7 @@ func (o *serveOptions) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.acls, "kafka-acls", "on", "`on|off`: off leaves access rights there to you, for a Kafka whose administrator the plane is not; every agent can read what you do not forbid")
 	flags.StringVar(&o.caFile, "kafka-ca", "", "`file` with the CA certificates of those brokers; without it, this plane's own CA")
 	flags.BoolVar(&o.config.KafkaPlaintext, "kafka-plaintext", false, "speak to those brokers without TLS: for development on one machine only")
+	flags.BoolVar(&o.keepBundles, "keep-last-bundles", true, "keep what was deployed last of each stack, secret files and credentials included, to deploy it again when a Swarm comes back from a backup")
 	flags.DurationVar(&o.config.CertificateLife, "certificate-life", 0, "how long agents' certificates are valid (default 720h)")
 	flags.DurationVar(&o.config.HeartbeatInterval, "heartbeat-interval", 0, "how often agents are heard of (default 5s)")
 	flags.StringVar(&o.level, "log-level", "info", "debug, info, warn or error")
@@ -71,6 +73,7 @@ func serve(cmd *cobra.Command, data string, o *serveOptions) error {
 func (o *serveOptions) planeConfig(data string) (plane.Config, error) {
 	cfg := o.config
 	cfg.DataDir = data
+	cfg.ForgetBundles = !o.keepBundles
 	if o.caFile != "" {
 		pem, err := readFile("kafka-ca", o.caFile)
 		if err != nil {

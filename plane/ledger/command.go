@@ -98,6 +98,9 @@ type NewCommand struct {
 	TimeToLive time.Duration
 	// Message is a StackDeploy, StackRemove, ServiceScale or ServiceRestart. It is not changed; what is stored carries the generation, if its kind has one.
 	Message proto.Message
+
+	// causationID is the event because of which the plane itself sends it; no bound on open commands keeps it back.
+	causationID string
 }
 
 // Submit stores a command and gives it the next generation of its stack, unless its kind has none, in one transaction. With an idempotency key that is known it returns the command of
@@ -150,9 +153,12 @@ func (l *Ledger) submit(ctx context.Context, tx *sql.Tx, n NewCommand) (Command,
 		return Command{}, false, failure.New(failure.Invalid, "too_large", k.subject, "the command for %s has %d bytes, at most %d are allowed", k.subject,
 			len(e.Data), envelope.DefaultMaxData).WithHint("send fewer or smaller files")
 	}
-	if err := l.roomFor(ctx, tx, n.ClusterID, len(e.Data)); err != nil {
-		return Command{}, false, err
+	if n.causationID == "" {
+		if err := l.roomFor(ctx, tx, n.ClusterID, len(e.Data)); err != nil {
+			return Command{}, false, err
+		}
 	}
+	e.CausationID = n.causationID
 	e.Subject, e.Generation, e.Deadline, e.CorrelationID = k.subject, generation, now.Add(n.TimeToLive).UTC(), n.CorrelationID
 	if e.CorrelationID == "" {
 		e.CorrelationID = e.ID

@@ -17,16 +17,6 @@ const (
 	maxStacks = 10_000
 )
 
-// NoteGeneration records that an agent of the cluster knows generation n of the stack, so that the next command jumps past it. Smaller numbers than the
-// one that is known change nothing. A number over MaxGeneration or one stack too many is refused with a failure of class Invalid.
-func (l *Ledger) NoteGeneration(ctx context.Context, clusterID, stack string, n uint64) error {
-	known, err := knownGeneration(ctx, l.db, clusterID, stack)
-	if err != nil || n <= known {
-		return err // the usual case: heartbeats repeat what is known, and cost no write
-	}
-	return l.db.Tx(ctx, func(tx *sql.Tx) error { return noteGeneration(ctx, tx, clusterID, stack, n) })
-}
-
 // Generation returns the newest known generation of a stack; 0 if there is none.
 func (l *Ledger) Generation(ctx context.Context, clusterID, stack string) (uint64, error) {
 	return knownGeneration(ctx, l.db, clusterID, stack)

@@ -79,6 +79,24 @@ func submit(t *testing.T, l *Ledger, n NewCommand) Command {
 	return c
 }
 
+// recorded returns what is sent for a command.
+func recorded(t *testing.T, l *Ledger, id string) (envelope.Envelope, proto.Message) {
+	t.Helper()
+	r, ok, err := l.Record(t.Context(), id)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	e, err := envelope.Parse(r.Headers, r.Data, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := e.Message()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, msg
+}
+
 func event(t *testing.T, causation string, msg proto.Message) NewEvent {
 	t.Helper()
 	e, err := envelope.New("/agents/a-1", msg, time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC))
@@ -109,18 +127,7 @@ func TestGenerationsAreInPayloadAndEnvelope(t *testing.T) {
 		if c.Generation != want {
 			t.Fatalf("command %d has generation %d", i, c.Generation)
 		}
-		r, ok, err := l.Record(t.Context(), c.ID)
-		if err != nil || !ok {
-			t.Fatal(ok, err)
-		}
-		e, err := envelope.Parse(r.Headers, r.Data, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		msg, err := e.Message()
-		if err != nil {
-			t.Fatal(err)
-		}
+		e, msg := recorded(t, l, c.ID)
 		inside := msg.(interface{ GetGeneration() uint64 }).GetGeneration()
 		if e.Generation != want || inside != want {
 			t.Errorf("envelope says %d, payload says %d, want %d", e.Generation, inside, want)
@@ -175,14 +182,14 @@ func TestReportedGenerationIsJumpedOver(t *testing.T) {
 	l, _ := open(t, Config{})
 	submit(t, l, deploy("shop"))
 	for _, n := range []uint64{41, 12, 0} {
-		if err := l.NoteGeneration(t.Context(), "prod", "shop", n); err != nil {
+		if err := l.NoteHead(t.Context(), "prod", "swarm", Head{Stack: "shop", Generation: n}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if c := submit(t, l, deploy("shop")); c.Generation != 42 {
 		t.Errorf("generation %d, want 42", c.Generation)
 	}
-	if err := l.NoteGeneration(t.Context(), "prod", "shop", MaxGeneration+1); failure.Of(err) == nil || failure.Of(err).Code != "generation_too_large" {
+	if err := l.NoteHead(t.Context(), "prod", "swarm", Head{Stack: "shop", Generation: MaxGeneration + 1}); failure.Of(err) == nil || failure.Of(err).Code != "generation_too_large" {
 		t.Errorf("got %v", err)
 	}
 }

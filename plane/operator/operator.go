@@ -72,6 +72,7 @@ type Ledger interface {
 	Events(ctx context.Context, f ledger.Filter) ([]ledger.Event, error)
 	Positions(ctx context.Context) (oldest, last uint64, err error)
 	Forgotten(ctx context.Context, clusterID string, after uint64) (bool, error)
+	Alarms(ctx context.Context, clusterID string) ([]ledger.Alarm, error)
 	EventsChanged() <-chan struct{}
 }
 

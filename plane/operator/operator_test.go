@@ -392,6 +392,59 @@ func TestAgents(t *testing.T) {
 	}
 }
 
+func TestAlarmsStandBesideTheManagers(t *testing.T) {
+	p := start(t, ledger.Config{})
+	manager := p.enrol("prod", "n1")
+	worker := p.enrolWorker("prod", manager, "n2")
+	p.enrol("test", "n3")
+	warning := func(agentID string) string {
+		t.Helper()
+		list, err := p.client.ListAgents(t.Context(), &planev1.ListAgentsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var texts []string
+		for _, a := range list.GetAgents() {
+			for _, w := range a.GetWarnings() {
+				if a.GetId() == agentID && w.GetCode() == "generations_went_back" && w.GetSince() != nil {
+					texts = append(texts, w.GetText())
+				} else if a.GetId() != manager && w.GetCode() == "generations_went_back" {
+					t.Errorf("agent %s has the warning", a.GetId())
+				}
+			}
+		}
+		return strings.Join(texts, "|")
+	}
+	if got := warning(manager); got != "" {
+		t.Errorf("before: %s", got)
+	}
+	c, err := p.ledger.Command(t.Context(), p.submit(&planev1.SubmitCommandRequest{
+		ClusterId: "prod", Command: &planev1.SubmitCommandRequest_StackDeploy{StackDeploy: deploy("shop")},
+	}).GetCommandId())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.keep(c.ID, &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED})
+	for _, stack := range []string{"blog", "shop"} {
+		from := ledger.Head{Stack: stack, Generation: 7, Epoch: 2}
+		if err := p.ledger.NoteHead(t.Context(), "prod", "swarm-prod", from); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.ledger.WentBack(t.Context(), ledger.WentBack{
+			ClusterID: "prod", SwarmID: "swarm-prod", Topic: "runner.commands.prod", From: from, To: ledger.Head{Stack: stack, Generation: 3, Epoch: 1},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "the Swarm was restored from a backup, or has lost what it knew: stack blog (generation 3, was 7; not_known: deploy it again), stack shop (generation 3, was 7; offered again)"
+	if got := warning(manager); got != want {
+		t.Errorf("got %s", got)
+	}
+	if got := warning(worker); got != "" {
+		t.Errorf("a worker: %s", got)
+	}
+}
+
 func TestSubmitFindsTheTarget(t *testing.T) {
 	p := start(t, ledger.Config{})
 	if _, err := p.client.SubmitCommand(t.Context(), submission(deploy("shop"))); codeOf(err) != "no_cluster" {
