@@ -62,6 +62,8 @@ type Config struct {
 	// AgentSCRAM gives each agent of a real Kafka SCRAM-SHA-512 credentials of its own, made from Secret, as the embedded broker always does. Without it agents
 	// are known by the names in their certificates.
 	AgentSCRAM bool
+	// NoACLs leaves access rights alone: no request about them is sent to a real Kafka whose administrator the plane is not.
+	NoACLs bool
 
 	// ClientTLS is the plane's client certificate and the CA of the brokers; nil means no TLS (only for a real Kafka).
 	ClientTLS *tls.Config
@@ -107,6 +109,9 @@ func New(cfg Config, deps Deps) (*Broker, error) {
 	}
 	if _, err := planeMechanism(cfg.SASL); err != nil {
 		return nil, err
+	}
+	if cfg.NoACLs {
+		b.log.Warn("the plane sets no access rights on kafka: unless somebody else has set them, every agent can read every other agent's commands, and one that was removed still can")
 	}
 	return b, nil
 }

@@ -419,6 +419,39 @@ func TestExpiresAtTheDeadline(t *testing.T) {
 	}
 }
 
+func TestARestartIsSentAgainAndExpires(t *testing.T) {
+	w := newWorld(t, Config{ResendFirst: 50 * time.Millisecond, ResendMax: 50 * time.Millisecond, Grace: time.Millisecond})
+	w.start()
+	c, _, err := w.ledger.Submit(t.Context(), ledger.NewCommand{
+		ClusterID: "prod", Topic: clusterTopic, TimeToLive: time.Second, Message: &runnerv1.ServiceRestart{Service: "shop_web"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range w.receive(2) {
+		var headers []envelope.Header
+		for _, h := range r.Headers {
+			headers = append(headers, envelope.Header{Key: h.Key, Value: h.Value})
+		}
+		e, err := envelope.Parse(headers, r.Value, 0)
+		if err != nil || e.ID != c.ID || e.Generation != 0 || !e.Deadline.Equal(c.Deadline) || string(r.Key) != "shop_web" {
+			t.Errorf("%+v with key %s, %v", e, r.Key, err)
+		}
+	}
+	w.eventually("the command is closed", w.closed(c.ID))
+	events, err := w.ledger.Events(t.Context(), ledger.Filter{CommandID: c.ID, Limit: 10})
+	if err != nil || len(events) != 1 {
+		t.Fatalf("%+v, %v", events, err)
+	}
+	var out runnerv1.CommandOutcome
+	if err := proto.Unmarshal(events[0].Data, &out); err != nil {
+		t.Fatal(err)
+	}
+	if out.GetStatus() != runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED || out.GetStack() != "" || out.GetGeneration() != 0 || out.GetType() != "axion.runner.v1.ServiceRestart" {
+		t.Errorf("%v", &out)
+	}
+}
+
 func TestAnOutcomeThatWaitsInTheTopicWinsOverExpiry(t *testing.T) {
 	w := newWorld(t, Config{Grace: time.Millisecond})
 	c := w.submit(time.Millisecond)
