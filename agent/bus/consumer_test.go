@@ -466,6 +466,36 @@ func TestConsumerEvictsItsPredecessor(t *testing.T) {
 	}
 }
 
+// TestConsumerIsBackSoonAfterItsBroker: the client forgets its member id while the broker is away, and the broker goes on waiting for that member.
+func TestConsumerIsBackSoonAfterItsBroker(t *testing.T) {
+	b := newBroker(t)
+	b.topic(topic)
+	h := newInbox(true)
+	c, _ := runWith(t, b.consumer(), h, &warnings{}, func(t *timing) { t.session = deadSession })
+	p := b.root()
+	for i := range 2 { // the second time an eviction has just been, and the session is waited for
+		before := fmt.Sprint("before ", i)
+		send(t, p, before)
+		eventually(t, before, func() bool { return h.count(before) == 1 })
+		id := c.Membership().GetMemberId()
+		b.Close()
+		eventually(t, "the end of the membership", func() bool { return !c.former.gone() })
+		b.start()
+		evictions := b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.LeaveGroup}, Observe: true, Count: -1})
+		begun := time.Now()
+		eventually(t, "another membership", func() bool { return c.Membership().GetMemberId() != id })
+		took := time.Since(begun)
+		t.Logf("outage %d: back after %v", i+1, took)
+		if n := evictions.Hits(); n != 1 && i == 0 {
+			t.Errorf("%d evictions", n)
+		}
+		if i == 0 && took > deadSession/2 {
+			t.Errorf("took %v, as if its former self were waited for", took)
+		}
+		evictions.Remove()
+	}
+}
+
 // deadSession is the session of a member that has died; nobody else gets its partition for so long.
 const deadSession = 10 * time.Second
 
