@@ -47,6 +47,12 @@ func (l advertised) Addr() net.Addr { return l.addr }
 func newBroker(t *testing.T) *broker {
 	t.Helper()
 	t.Parallel() // most of these tests wait most of the time
+	return newQuietBroker(t)
+}
+
+// newQuietBroker is for a test beside which no other runs.
+func newQuietBroker(t *testing.T) *broker {
+	t.Helper()
 	b := &broker{t: t, ca: testca.New(t), dir: t.TempDir(), addr: "127.0.0.1:0", proxy: netproxy.Start(t, "127.0.0.1:1")}
 	b.tls = b.ca.Client("a-1", "axion")
 	b.start()
