@@ -30,12 +30,13 @@ type Plane struct {
 	t      testing.TB
 	binary string
 	dir    string
+	args   []string
 }
 
-// NewPlane starts a new plane of that binary, which Build made, and waits until it can be operated. It ends with the test.
-func NewPlane(t testing.TB, binary string) *Plane {
+// NewPlane starts a new plane of that binary, which Build made, and waits until it can be operated. It ends with the test. args are further flags of serve.
+func NewPlane(t testing.TB, binary string, args ...string) *Plane {
 	t.Helper()
-	p := &Plane{Address: FreeAddress(t), KafkaAddress: FreeAddress(t), t: t, binary: binary, dir: t.TempDir()}
+	p := &Plane{Address: FreeAddress(t), KafkaAddress: FreeAddress(t), t: t, binary: binary, dir: t.TempDir(), args: args}
 	p.Start()
 	p.wait("write its operator context", func() bool {
 		_, err := os.Stat(p.contextPath())
@@ -48,7 +49,8 @@ func NewPlane(t testing.TB, binary string) *Plane {
 func (p *Plane) Start() time.Duration {
 	p.t.Helper()
 	began := time.Now()
-	p.Process = Start(p.t, filepath.Join(p.dir, "plane.log"), p.binary, "serve", "--data", p.dataDir(), "--listen", p.Address, "--kafka-listen", p.KafkaAddress)
+	p.Process = Start(p.t, filepath.Join(p.dir, "plane.log"), p.binary,
+		append([]string{"serve", "--data", p.dataDir(), "--listen", p.Address, "--kafka-listen", p.KafkaAddress}, p.args...)...)
 	p.wait("listen", func() bool {
 		c, err := net.Dial("tcp", p.Address)
 		if err == nil {
