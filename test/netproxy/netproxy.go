@@ -56,8 +56,11 @@ func Start(tb testing.TB, target string) *Proxy {
 }
 
 // New starts a proxy as Start does; the caller closes it.
-func New(target string) (*Proxy, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func New(target string) (*Proxy, error) { return NewAt("127.0.0.1:0", target) }
+
+// NewAt starts a proxy on an address of its own, for servers that tell their clients where to come back to; the caller closes it.
+func NewAt(address, target string) (*Proxy, error) {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for the proxy to %s: %w", target, err)
 	}
