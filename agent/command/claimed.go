@@ -78,6 +78,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // try takes the claim and runs the command under it, or returns the outcome that it has without one.
 func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress) (*runnerv1.CommandOutcome, error) {
+	if withoutGeneration(c.payload) {
+		return r.tryOnce(ctx, c, job, p)
+	}
 	order := job.order
 	var err error
 	if order.Stack, err = r.stackKey(ctx, c); err != nil {
@@ -130,7 +133,7 @@ func rejected(f *failure.Error) *runnerv1.CommandOutcome {
 }
 
 // underClaim runs the command while the claim is kept, and decides its outcome in the head. Nothing is decided when the agent stops or the claim is lost.
-func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fence.Claim, p *progress) (*runnerv1.CommandOutcome, error) {
+func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim Claim, p *progress) (*runnerv1.CommandOutcome, error) {
 	keeping, stop := context.WithCancel(ctx)
 	kept := make(chan struct{})
 	go func() { defer close(kept); claim.Keep(keeping) }()
@@ -162,7 +165,7 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fe
 }
 
 // decide records in the head how the command ended: as err says, unless a cancellation has come first.
-func (r *Runner) decide(ctx context.Context, c *command, claim *fence.Claim, with func(error) *runnerv1.CommandOutcome, err error) (*runnerv1.CommandOutcome, error) {
+func (r *Runner) decide(ctx context.Context, c *command, claim Claim, with func(error) *runnerv1.CommandOutcome, err error) (*runnerv1.CommandOutcome, error) {
 	outcome := with(err)
 	var lost error
 	stalled := r.patiently(ctx, c.log, "decide the outcome in the stack's head", func() error {
@@ -184,7 +187,7 @@ func (r *Runner) decide(ctx context.Context, c *command, claim *fence.Claim, wit
 
 // run does what the command asks. While the engine is away it is asked again, until what is left of the command's own time is over; when something changed between a
 // list and a write, the pass is repeated.
-func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
+func (r *Runner) run(c *command, job *job, claim Claim, p *progress) (stack.Result, error) {
 	left := claim.Left(job.timeout)
 	if left < job.timeout {
 		c.log.Info("the command was begun before", "left", left.Round(time.Second), "of", job.timeout)
@@ -218,7 +221,7 @@ func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (sta
 }
 
 // attempt is one attempt. The first that is told of a service's progress means that all is written.
-func (r *Runner) attempt(ctx context.Context, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
+func (r *Runner) attempt(ctx context.Context, job *job, claim Claim, p *progress) (stack.Result, error) {
 	left := job.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		left = time.Until(deadline)
@@ -255,7 +258,7 @@ func (r *Runner) attempt(ctx context.Context, job *job, claim *fence.Claim, p *p
 
 // job is what a command does, prepared so far that it only needs a claim.
 type job struct {
-	order   fence.Command
+	order   fence.Command // of one without a generation only the stack
 	work    workFunc
 	timeout time.Duration
 }
@@ -296,6 +299,12 @@ func (r *Runner) job(c *command) (*job, error) {
 		j.timeout, err = timeoutOf(m.GetTimeout(), defaultScaleTimeout)
 		j.work = func(ctx context.Context, stacks Stacks, left time.Duration, observe func(stack.Event)) (stack.Result, error) {
 			return stacks.Scale(ctx, m.GetService(), m.GetReplicas(), left, observe)
+		}
+	case *runnerv1.ServiceRestart:
+		j.timeout = restartTimeout
+		err = r.deadline(c)
+		j.work = func(ctx context.Context, stacks Stacks, left time.Duration, observe func(stack.Event)) (stack.Result, error) {
+			return stacks.Restart(ctx, m.GetService(), left, observe)
 		}
 	default:
 		err = failure.New(failure.Internal, "unsupported_command", c.envelope.Type, "cannot do %s", c.envelope.Type)

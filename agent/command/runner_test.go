@@ -154,7 +154,7 @@ func newRigWith(t *testing.T, swarm *configs, agent, path string, concurrent int
 	r.runner, err = New(Config{
 		WorkDir: t.TempDir(), AgentID: agent, ClusterID: "c1", Kafka: names, MaxConcurrent: concurrent, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
 	}, Deps{
-		Journal: j, Fence: heads, Stacks: func(*fence.Claim) (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
+		Journal: j, Fence: heads, Stacks: func(Claim) (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
 		Log: slog.New(slog.DiscardHandler), Now: now,
 	})
 	if err != nil {

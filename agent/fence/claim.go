@@ -85,6 +85,7 @@ func (s *Superseded) Unwrap() error { return s.failure }
 // Claim is the right to work on one generation of a stack, until it is lost.
 type Claim struct {
 	latch
+	term
 	fence   *Fence
 	cmd     Command
 	label   string
