@@ -182,14 +182,18 @@ func (w *world) sign(e *envelope.Envelope, agentID string) {
 func (w *world) publish(es ...envelope.Envelope) {
 	w.t.Helper()
 	for _, e := range es {
-		r := &kgo.Record{Topic: eventsTopic, Key: []byte("prod"), Value: e.Data}
-		for _, h := range e.Headers() {
-			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
-		}
-		if err := w.client.ProduceSync(w.t.Context(), r).FirstErr(); err != nil {
+		if err := w.client.ProduceSync(w.t.Context(), asRecord(e)).FirstErr(); err != nil {
 			w.t.Fatal(err)
 		}
 	}
+}
+
+func asRecord(e envelope.Envelope) *kgo.Record {
+	r := &kgo.Record{Topic: eventsTopic, Key: []byte("prod"), Value: e.Data}
+	for _, h := range e.Headers() {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+	}
+	return r
 }
 
 // eventually waits until the condition holds.
@@ -509,6 +513,96 @@ func TestATopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
 	w.publish(w.event("a-1", second.ID, succeeded()), w.event("a-1", second.ID, &runnerv1.CommandReceived{}), w.event("a-1", second.ID, &runnerv1.CommandReceived{}))
 	w.start()
 	w.eventually("the event at offset 0 of the new topic counts", w.closed(second.ID))
+}
+
+// answering runs an agent until the test ends. It carries nothing out: it answers each command with the same outcome, as one does that has recorded it.
+func (w *world) answering() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for ctx.Err() == nil {
+			for _, r := range w.client.PollFetches(ctx).Records() {
+				for _, h := range r.Headers {
+					if h.Key != "ce_id" {
+						continue
+					}
+					if err := w.client.ProduceSync(ctx, asRecord(w.event("a-1", string(h.Value), succeeded()))).FirstErr(); err != nil && ctx.Err() == nil {
+						w.t.Error(err)
+					}
+				}
+			}
+		}
+	})
+	w.t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+}
+
+func (w *world) remake(topic string) {
+	w.t.Helper()
+	admin := kadm.NewClient(w.client)
+	if _, err := admin.DeleteTopics(w.t.Context(), topic); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := admin.CreateTopics(w.t.Context(), 1, 1, nil, topic); err != nil {
+		w.t.Fatal(err)
+	}
+	w.client.PurgeTopicsFromClient(topic)
+}
+
+// TestEveryCommandEndsWhateverTheTopicsLose loses a command, an outcome that was not read yet, or both topics, and expects an outcome of each command from an agent
+// that answers what reaches it, and that the next command is taken.
+func TestEveryCommandEndsWhateverTheTopicsLose(t *testing.T) {
+	for name, lose := range map[string]func(w *world, c ledger.Command){
+		"the commands' topic is made anew": func(w *world, _ ledger.Command) { w.remake(clusterTopic) },
+		"both topics are made anew": func(w *world, _ ledger.Command) {
+			w.remake(clusterTopic)
+			w.remake(eventsTopic)
+		},
+		"the outcome is too old before the plane comes back": func(w *world, c ledger.Command) {
+			w.publish(w.event("a-1", c.ID, succeeded()))
+			admin := kadm.NewClient(w.client)
+			ends, err := admin.ListEndOffsets(w.t.Context(), eventsTopic, clusterTopic)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			deleted, err := admin.DeleteRecords(w.t.Context(), ends.Offsets())
+			if err = errors.Join(err, deleted.Error()); err != nil {
+				w.t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, Config{ResendFirst: 50 * time.Millisecond, ResendMax: 200 * time.Millisecond, Retry: 50 * time.Millisecond})
+			_, stop := w.start()
+			earlier := w.submit(time.Hour)
+			w.receive(1)
+			w.publish(w.event("a-1", earlier.ID, succeeded())) // the plane has read something of the topic that goes
+			w.eventually("the earlier command is closed", w.closed(earlier.ID))
+			c := w.submit(time.Hour)
+			w.eventually("the command is sent", func() bool {
+				got, err := w.ledger.Command(t.Context(), c.ID)
+				return err == nil && got.Sends > 0
+			})
+			stop()
+			lose(w, c)
+			w.client.AddConsumeTopics(clusterTopic)
+			w.answering()
+			w.start()
+			w.eventually("the command has its outcome", w.closed(c.ID))
+			next := w.submit(time.Hour)
+			if next.Generation != c.Generation+1 {
+				t.Errorf("generation %d after %d", next.Generation, c.Generation)
+			}
+			w.eventually("so has the next one", w.closed(next.ID))
+			for _, id := range []string{earlier.ID, c.ID, next.ID} {
+				if got, err := w.ledger.Command(t.Context(), id); err != nil || got.Outcome != runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED {
+					t.Errorf("%+v, %v", got, err)
+				}
+			}
+		})
+	}
 }
 
 func TestABrokenRegistryLosesNoEvent(t *testing.T) {
