@@ -6,9 +6,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,6 +77,9 @@ type world struct {
 	ledger  *ledger.Ledger
 	signers *signers
 	cfg     Config
+
+	counting *countingLedger  // in place of ledger, if a test counts
+	now      func() time.Time // the dispatch's clock
 }
 
 func newWorld(t *testing.T, cfg Config) *world {
@@ -95,7 +101,7 @@ func newWorld(t *testing.T, cfg Config) *world {
 	t.Cleanup(client.Close)
 	cfg.EventsTopic = eventsTopic
 	w := &world{
-		t: t, broker: broker, client: client, ledger: ledger.New(ledger.Config{}, db, time.Now), cfg: cfg,
+		t: t, broker: broker, client: client, ledger: ledger.New(ledger.Config{}, db, time.Now), cfg: cfg, now: time.Now,
 		signers: &signers{keys: map[string]*ecdsa.PrivateKey{}, of: map[string]string{}},
 	}
 	w.signers.add(t, "a-1", "prod")
@@ -107,8 +113,12 @@ func newWorld(t *testing.T, cfg Config) *world {
 // start runs a dispatch until stop is called or the test ends.
 func (w *world) start() (d *Dispatch, stop func()) {
 	w.t.Helper()
+	var kept Ledger = w.ledger
+	if w.counting != nil {
+		kept = w.counting
+	}
 	d, err := New(w.cfg, Deps{
-		Ledger: w.ledger, Signers: w.signers, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Ledger: kept, Signers: w.signers, Log: slog.New(slog.DiscardHandler), Now: w.now,
 		ClientOpts: func() []kgo.Opt { return []kgo.Opt{kgo.SeedBrokers(w.broker.ListenAddrs()...)} },
 	})
 	if err != nil {
@@ -549,6 +559,122 @@ func (w *world) remake(topic string) {
 		w.t.Fatal(err)
 	}
 	w.client.PurgeTopicsFromClient(topic)
+}
+
+// countingLedger counts how often the ledger was told to forget.
+type countingLedger struct {
+	*ledger.Ledger
+	prunes atomic.Int64
+}
+
+func (l *countingLedger) Prune(ctx context.Context) error {
+	l.prunes.Add(1)
+	return l.Ledger.Prune(ctx)
+}
+
+// TestAFloodOfOneAgentLeavesTheOthers lets one agent tell more than it may, also in another's name, between what the others have to say.
+func TestAFloodOfOneAgentLeavesTheOthers(t *testing.T) {
+	const burst, flood = 50, 400
+	w := newWorld(t, Config{AgentRate: 1, AgentBurst: burst})
+	frozen := time.Now() // no budget fills up again
+	w.now = func() time.Time { return frozen }
+	w.cfg.PruneInterval = time.Hour
+	d, _ := w.start()
+	mine, theirs, begun := w.submit(time.Hour), w.submit(time.Hour), w.submit(time.Hour)
+	progress := func(agentID string, n int) (es []envelope.Envelope) {
+		for i := range n {
+			es = append(es, w.event(agentID, mine.ID, &runnerv1.CommandProgress{Sequence: uint64(i + 1)}))
+		}
+		return es
+	}
+	w.publish(progress("a-1", flood)...)
+	forged := progress("a-2", flood)
+	for i := range forged {
+		w.sign(&forged[i], "a-1") // in the name of a-2
+	}
+	w.publish(forged...)
+	w.publish(progress("a-2", burst)...)
+	w.publish(w.event("a-1", begun.ID, &runnerv1.CommandReceived{}), w.event("a-1", mine.ID, succeeded()), w.event("a-2", theirs.ID, succeeded()))
+	w.eventually("what the plane waits for is kept", func() bool { return w.closed(mine.ID)() && w.closed(theirs.ID)() })
+	if c, err := w.ledger.Command(t.Context(), begun.ID); err != nil || !c.Begun {
+		t.Errorf("%+v, %v: that it was begun is what its deadline hangs on", c, err)
+	}
+	kept := map[string]int{}
+	for after := uint64(0); ; {
+		events, err := w.ledger.Events(t.Context(), ledger.Filter{After: after, Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) == 0 {
+			break
+		}
+		for _, e := range events {
+			after = e.Position
+			kept[e.AgentID+" "+e.Type[len(envelope.TypePrefix):]]++
+		}
+	}
+	if kept["a-1 CommandProgress"] != burst || kept["a-2 CommandProgress"] != burst {
+		t.Errorf("kept %v, each may tell %d", kept, burst)
+	}
+	if got := d.Dropped(); got[dropTooMany] != flood-burst || got[dropBadSignature] != flood {
+		t.Errorf("dropped %v", got)
+	}
+}
+
+func TestAFloodIsForgottenBeforeItFillsTheStore(t *testing.T) {
+	for name, cfg := range map[string]Config{"many": {PruneEvents: 100}, "large": {PruneBytes: 100 << 10}} {
+		t.Run(name, func(t *testing.T) {
+			cfg.PruneInterval = time.Hour
+			w := newWorld(t, cfg)
+			counting := &countingLedger{Ledger: w.ledger}
+			w.counting = counting
+			w.start()
+			w.eventually("the ledger forgets at the start", func() bool { return counting.prunes.Load() == 1 })
+			c := w.submit(time.Hour)
+			for i := range 250 {
+				note := &runnerv1.Notice{Text: strings.Repeat("x", 1<<10)}
+				w.publish(w.event("a-1", c.ID, &runnerv1.CommandProgress{Sequence: uint64(i + 1), Step: &runnerv1.CommandProgress_Notice{Notice: note}}))
+			}
+			w.publish(w.event("a-1", c.ID, succeeded()))
+			w.eventually("all are read", w.closed(c.ID))
+			if n := counting.prunes.Load(); n < 2 || n > 4 {
+				t.Errorf("it was told to forget %d times; 250 events of a KiB call for one or two times more than at the start", n)
+			}
+		})
+	}
+}
+
+func TestBudgetsFillUpAndAreForgotten(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	b := newBudgets(10, 20, func() time.Time { return now })
+	for range 20 {
+		b.take("a-1")
+	}
+	if b.left("a-1") || !b.left("a-2") {
+		t.Error("a budget is empty when it is used up, another's is not")
+	}
+	now = now.Add(time.Second)
+	for i := range 10 {
+		if !b.left("a-1") {
+			t.Fatalf("a second later only %d more", i)
+		}
+		b.take("a-1")
+	}
+	if b.left("a-1") {
+		t.Error("more than the rate")
+	}
+	for i := range maxBudgets {
+		b.take(fmt.Sprintf("a-x%d", i))
+	}
+	now = now.Add(time.Hour)
+	b.take("a-new")
+	if n := len(b.agents); n != 1 {
+		t.Errorf("%d budgets are remembered", n)
+	}
+	now = now.Add(-time.Hour) // a clock that is set back takes nothing away
+	if !b.left("a-new") {
+		t.Error("set back")
+	}
 }
 
 // TestEveryCommandEndsWhateverTheTopicsLose loses a command, an outcome that was not read yet, or both topics, and expects an outcome of each command from an agent
