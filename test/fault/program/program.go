@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -56,6 +58,8 @@ func Start(t testing.TB, output, path string, args ...string) *Process {
 	defer func() { _ = log.Close() }() // the process has its own
 	p := &Process{cmd: exec.Command(path, args...), output: output, ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.SysProcAttr = log, log, withParent()
+	// The programs refuse variables of theirs that they do not know, such as those of the fault tests.
+	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "AXION_") })
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

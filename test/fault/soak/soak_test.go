@@ -168,7 +168,7 @@ func (w *world) checkOutcomes(t *testing.T, k *work) {
 // checkSwarm: the services are those of each stack's last generation, and what is kept of the stacks is bounded.
 func (w *world) checkSwarm(t *testing.T, k *work) {
 	t.Helper()
-	heads, manifests, err := w.records(t.Context())
+	heads, manifests, err := w.records(t.Context(), w.prefix)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,8 @@ import (
 
 const (
 	cluster = "soak"
+	// family is how the names of all these tests' stacks begin. fault.Alone sees to it that there is one world of them at a time.
+	family = "axt-soak"
 	// public is the address under which the plane and its broker are known to the agent: a proxy that can be cut listens there. They themselves listen on the
 	// same ports of 127.0.0.1.
 	public = "127.0.0.2"
@@ -52,10 +54,11 @@ type world struct {
 func newWorld(t *testing.T, planeBinary, agentBinary string) *world {
 	t.Helper()
 	w := &world{
-		t: t, docker: engine.Client(t), image: engine.Image(t), prefix: engine.Name(t, "axt-soak"), dir: t.TempDir(), binary: agentBinary,
+		t: t, docker: engine.Client(t), image: engine.Image(t), prefix: engine.Name(t, family), dir: t.TempDir(), binary: agentBinary,
 		health: program.FreeAddress(t),
 	}
-	t.Cleanup(w.clean)
+	w.clean(family + "-") // what a killed run may have left
+	t.Cleanup(func() { w.clean(w.prefix) })
 	w.plane = program.NewPlane(t, planeBinary, "--advertise", public)
 	w.toPlane, w.toKafka = w.proxy(w.plane.Address), w.proxy(w.plane.KafkaAddress)
 	w.operator = w.plane.Operator()
@@ -123,8 +126,8 @@ func (w *world) services(stack string) ([]swarm.Service, error) {
 	return w.docker.ServiceList(w.t.Context(), swarm.ServiceListOptions{Filters: filters.NewArgs(filters.Arg("label", "com.docker.stack.namespace="+stack))})
 }
 
-// records lists what the agents keep in the Swarm about this world's stacks: heads and manifests by the stack's name.
-func (w *world) records(ctx context.Context) (heads, manifests map[string][]swarm.Config, err error) {
+// records lists what the agents keep in the Swarm about the stacks whose names begin like that: heads and manifests by the stack's name.
+func (w *world) records(ctx context.Context, prefix string) (heads, manifests map[string][]swarm.Config, err error) {
 	configs, err := w.docker.ConfigList(ctx, swarm.ConfigListOptions{Filters: filters.NewArgs(filters.Arg("name", "axion-"))})
 	if err != nil {
 		return nil, nil, err
@@ -132,7 +135,7 @@ func (w *world) records(ctx context.Context) (heads, manifests map[string][]swar
 	heads, manifests = map[string][]swarm.Config{}, map[string][]swarm.Config{}
 	for _, c := range configs {
 		for label, into := range map[string]map[string][]swarm.Config{"axion.head": heads, "axion.manifest-of": manifests} {
-			if stack := c.Spec.Labels[label]; strings.HasPrefix(stack, w.prefix) {
+			if stack := c.Spec.Labels[label]; strings.HasPrefix(stack, prefix) {
 				into[stack] = append(into[stack], c)
 			}
 		}
@@ -140,12 +143,12 @@ func (w *world) records(ctx context.Context) (heads, manifests map[string][]swar
 	return heads, manifests, nil
 }
 
-// clean removes what was made in the Swarm. The agent has ended.
-func (w *world) clean() {
+// clean removes what was made in the Swarm for stacks whose names begin like that. No agent is at work.
+func (w *world) clean(prefix string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	mine := func(labels map[string]string) bool {
-		return strings.HasPrefix(labels["com.docker.stack.namespace"], w.prefix)
+		return strings.HasPrefix(labels["com.docker.stack.namespace"], prefix)
 	}
 	stacks := filters.NewArgs(filters.Arg("label", "com.docker.stack.namespace"))
 	services, err := w.docker.ServiceList(ctx, swarm.ServiceListOptions{Filters: stacks})
@@ -155,7 +158,7 @@ func (w *world) clean() {
 		}
 	}
 	configs, listErr := w.docker.ConfigList(ctx, swarm.ConfigListOptions{Filters: stacks})
-	heads, manifests, recordsErr := w.records(ctx)
+	heads, manifests, recordsErr := w.records(ctx, prefix)
 	for _, kind := range []map[string][]swarm.Config{heads, manifests} {
 		for _, list := range kind {
 			configs = append(configs, list...)
