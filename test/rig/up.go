@@ -253,7 +253,7 @@ func (r *Rig) startNode(ctx context.Context, cfg Config, n NodeConfig, order int
 		Entrypoint: []string{"/bin/sh", "/node-start"},
 		Cmd:        []string{},
 		Env: []string{
-			"STATE_DISK=" + r.object(n.Name) + ".img", "STATE_MIB=" + strconv.Itoa(cfg.StateMiB), "STATE_VOLUME=" + stateMount,
+			"STATE_DISK=" + r.object(n.Name) + ".img", "STATE_MIB=" + strconv.Itoa(cfg.StateMiB), "STATE_VOLUME=" + StateMount,
 			"ENGINE_ARGS=--bip " + engineBridge + " --default-address-pool " + enginePool,
 		},
 		Labels:     map[string]string{labelRole: string(n.Role), labelOrder: strconv.Itoa(order)},
