@@ -27,7 +27,8 @@ const (
 // execute runs the command under a claim and returns its outcome, which the stack's head then holds. The error is only for what decides nothing: the agent
 // stops. A claim that is lost is asked for again, and the answer tells what became of the command.
 func (r *Runner) execute(ctx context.Context, c *command) (*runnerv1.CommandOutcome, error) {
-	p := &progress{runner: r, command: c}
+	p := r.newProgress(c)
+	defer p.pace.end()
 	defer func() {
 		if errors.Is(context.Cause(ctx), ErrNoQuorum) {
 			p.withoutQuorum()

@@ -104,11 +104,19 @@ func timeoutOf(d *durationpb.Duration, otherwise time.Duration) (time.Duration, 
 
 // progress tells the steps of one command. The stack engine calls it from one goroutine at a time.
 type progress struct {
-	runner   *Runner
-	command  *command
+	runner  *Runner
+	command *command
+	pace    pace
+	// sequence belongs to tell.
 	sequence uint64
 	// waits says that the lack of a quorum has been told.
 	waits bool
+}
+
+func (r *Runner) newProgress(c *command) *progress {
+	p := &progress{runner: r, command: c}
+	p.pace.tell = p.tell
+	return p
 }
 
 // withoutQuorum tells, once, that the command waits for the Swarm's managers. Call it from the goroutine that runs the command.
@@ -119,7 +127,10 @@ func (p *progress) withoutQuorum() {
 	}
 }
 
-func (p *progress) observe(e stack.Event) {
+func (p *progress) observe(e stack.Event) { p.pace.observe(e) }
+
+// tell sends a step. The pace calls it, from one goroutine at a time.
+func (p *progress) tell(e stack.Event) {
 	p.sequence++
 	msg := &runnerv1.CommandProgress{Sequence: p.sequence}
 	level := slog.LevelInfo

@@ -200,6 +200,9 @@ func (r right) acl(principal string) *kadm.ACLBuilder {
 }
 
 func (b *Broker) allow(ctx context.Context, principal string, rights []right) error {
+	if b.cfg.NoACLs {
+		return nil
+	}
 	for _, r := range rights {
 		results, err := b.admin.CreateACLs(ctx, r.acl(principal))
 		for _, result := range results {
@@ -226,6 +229,9 @@ func (b *Broker) denyAll(ctx context.Context, principal string) error {
 }
 
 func (b *Broker) deleteACLs(ctx context.Context, filter *kadm.ACLBuilder) error {
+	if b.cfg.NoACLs {
+		return nil
+	}
 	results, err := b.admin.DeleteACLs(ctx, filter)
 	for _, result := range results {
 		err = errors.Join(err, result.Err)
@@ -236,8 +242,12 @@ func (b *Broker) deleteACLs(ctx context.Context, filter *kadm.ACLBuilder) error 
 	return b.withoutAuthorizer(err)
 }
 
-// withoutAuthorizer lets a Kafka pass that knows no access rights. Everyone may do everything there.
+// withoutAuthorizer lets a Kafka pass that knows no access rights: everyone may do everything there. One that keeps the plane from setting them is another matter.
 func (b *Broker) withoutAuthorizer(err error) error {
+	if errors.Is(err, kerr.ClusterAuthorizationFailed) {
+		return failure.New(failure.Denied, "acls_denied", "", "kafka does not let the plane change access rights: %w", err).
+			WithHint("give the plane's user Alter on the cluster, or set the rights yourself and start the plane with --kafka-acls=off")
+	}
 	if !errors.Is(err, kerr.SecurityDisabled) {
 		return err
 	}

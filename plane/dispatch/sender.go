@@ -173,7 +173,7 @@ func (d *Dispatch) expired(c ledger.Command) *runnerv1.CommandOutcome {
 		Type: c.Type, Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED, Failure: failurepb.FromError(why), Generation: c.Generation,
 		EndedAt: timestamppb.New(d.deps.Now()),
 	}
-	if c.Type != envelope.TypePrefix+"ServiceScale" { // whose stack is only a guess
+	if !c.StackIsGuess() {
 		outcome.Stack = c.Stack
 	}
 	return outcome

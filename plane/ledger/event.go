@@ -74,7 +74,7 @@ type Counts struct {
 }
 
 // Store keeps a batch of events and how far the topic was read, in one transaction. The first event of an id wins; later ones are counted. An outcome closes
-// its command, erases the command's data, and makes the generations that it tells known.
+// its command, erases the command's data - that of the last success of a stack is kept aside, see keepLast - and makes the generations that it tells known.
 func (l *Ledger) Store(ctx context.Context, events []NewEvent, offsets []offset.Offset) (Counts, error) {
 	var counts Counts
 	err := l.db.Tx(ctx, func(tx *sql.Tx) error {
@@ -170,10 +170,13 @@ func (l *Ledger) apply(ctx context.Context, tx querier, n NewEvent) error {
 			return fmt.Errorf("record that command %s was begun: %w", commandID, err)
 		}
 	case *runnerv1.CommandOutcome:
-		if err := l.closeCommand(ctx, tx, n.ClusterID, commandID, m.GetStatus()); err != nil {
+		if err := noteOutcome(ctx, tx, n.ClusterID, commandID, m); err != nil {
 			return err
 		}
-		return noteOutcome(ctx, tx, n.ClusterID, commandID, m)
+		if err := l.keepLast(ctx, tx, n.ClusterID, commandID, m); err != nil {
+			return err
+		}
+		return l.closeCommand(ctx, tx, n.ClusterID, commandID, m.GetStatus())
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ type DB struct {
 // A database that a newer version has migrated is refused.
 func Open(ctx context.Context, path string) (*DB, error) {
 	query := url.Values{
-		// secure_delete: a command's payload, which may hold secrets, is erased when the command ends, not only unlinked.
+		// secure_delete: a command's payload, which may hold secrets, is erased when it is forgotten, not only unlinked.
 		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)", "secure_delete(ON)"},
 		"_txlock": {"immediate"}, // a transaction that begins to read and then writes cannot fail half-way
 	}
