@@ -107,12 +107,21 @@ func (o *online) newFence() (*fence.Fence, error) {
 	})
 }
 
-// outbox is the journal's, whose old outcomes are compared with the heads before they are sent.
+// outbox is the journal's, whose old outcomes are compared with what the Swarm says before they are sent.
 func (o *online) outbox() *comparedOutbox {
 	return &comparedOutbox{
-		Bolt: o.journal, look: o.fence.Look, started: o.agent.started, log: o.log, now: time.Now,
+		Bolt: o.journal, look: o.decided, started: o.agent.started, log: o.log, now: time.Now,
 		manager: func() bool { return o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
 	}
+}
+
+// decided tells what the Swarm knows of a command, which may have no stack: the ring does if it has no generation, else its stack's head.
+func (o *online) decided(ctx context.Context, stack, command string) (outcome *fence.Outcome, begun bool, err error) {
+	outcome, begun, err = o.fence.Recent().Look(ctx, command)
+	if err != nil || begun || stack == "" {
+		return outcome, begun, err
+	}
+	return o.fence.Look(ctx, stack, command)
 }
 
 // newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.
