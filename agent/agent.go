@@ -18,7 +18,6 @@ import (
 	"github.com/axion/runner-agent/agent/command"
 	"github.com/axion/runner-agent/agent/config"
 	"github.com/axion/runner-agent/agent/engine"
-	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/health"
 	"github.com/axion/runner-agent/agent/identity"
 	"github.com/axion/runner-agent/agent/local"
@@ -181,7 +180,7 @@ func (a *Agent) stacks() (*stack.Engine, error) {
 func (a *Agent) commandStacks() (command.Stacks, error) { return a.stacks() }
 
 // fencedStacks returns a stack engine whose writes are the claim's.
-func (a *Agent) fencedStacks(claim *fence.Claim) (command.Stacks, error) {
+func (a *Agent) fencedStacks(claim command.Claim) (command.Stacks, error) {
 	return stack.New(stack.Config{WorkDir: a.cfg.Agent.WorkDir}, stack.Deps{Client: claim.Client(a.engine.Client()), Log: a.log})
 }
 
@@ -191,6 +190,6 @@ func (a *Agent) stackStatus(ctx context.Context, name string) (*runnerv1.StackSt
 	return a.immediate(nil).StackStatus(ctx, &runnerv1.StackStatus{Stack: name})
 }
 
-func (a *Agent) immediate(cancel func(string) bool) *command.Immediate {
+func (a *Agent) immediate(cancel func(ctx context.Context, id, stack string) error) *command.Immediate {
 	return &command.Immediate{Containers: a.engine, Stacks: a.commandStacks, Role: a.role, Cancel: cancel}
 }

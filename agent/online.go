@@ -43,6 +43,9 @@ type online struct {
 // rememberFor is how long the outcome of a command is remembered: a day longer than Kafka keeps the command, so that a replay of the topic finds it.
 const rememberFor = 8 * 24 * time.Hour
 
+// tellProgressFor is how long progress waits for Kafka.
+const tellProgressFor = 24 * time.Hour
+
 // newOnline builds what needs an identity; it starts nothing. With an error, what was built so far is to be closed.
 func (a *Agent) newOnline() (*online, error) {
 	o := &online{agent: a, log: a.log.With("agent_id", a.identity.AgentID())}
@@ -190,13 +193,13 @@ func (o *online) runCommands(ctx context.Context) error {
 }
 
 const (
-	// expireInterval is between two times that old outcomes are forgotten.
+	// expireInterval is between two times that old outcomes are forgotten and old progress is dropped.
 	expireInterval = time.Hour
 	// spaceInterval is how soon a disk that fills up, or has room again, is noticed while no command comes.
 	spaceInterval = 5 * time.Second
 )
 
-// keepJournal forgets old outcomes and watches the journal's disk.
+// keepJournal forgets old outcomes, drops old progress and watches the journal's disk.
 func (o *online) keepJournal(ctx context.Context) error {
 	expire, space := time.NewTicker(expireInterval), time.NewTicker(spaceInterval)
 	defer expire.Stop()
@@ -217,6 +220,9 @@ func (o *online) keepJournal(ctx context.Context) error {
 func (o *online) expire() {
 	if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
 		o.log.Warn("old commands are not forgotten", "error", err)
+	}
+	if err := o.journal.ExpireProgress(time.Now().Add(-tellProgressFor)); err != nil {
+		o.log.Warn("old progress is not dropped", "error", err)
 	}
 }
 
@@ -250,20 +256,24 @@ func (o *online) heartbeat() *runnerv1.Heartbeat {
 			beat.Members = append(beat.Members, m)
 		}
 	}
-	for _, head := range o.fence.Heads() {
-		if len(beat.Stacks) < maxStacks {
-			beat.Stacks = append(beat.Stacks, stackGeneration(head))
-		}
-	}
+	beat.Stacks = stackGenerations(o.fence.Heads())
 	return beat
 }
 
-func stackGeneration(h fence.Head) *runnerv1.StackGeneration {
-	g := &runnerv1.StackGeneration{Stack: h.Stack, Generation: h.Generation, Epoch: h.Epoch}
-	if !h.Removed.IsZero() {
-		g.RemovedAt = timestamppb.New(h.Removed)
+// stackGenerations tells of the stacks that have a generation: a head may hold no more than cancellations of commands to come.
+func stackGenerations(heads []fence.Head) []*runnerv1.StackGeneration {
+	var all []*runnerv1.StackGeneration
+	for _, h := range heads {
+		if h.Generation == 0 || len(all) == maxStacks {
+			continue
+		}
+		g := &runnerv1.StackGeneration{Stack: h.Stack, Generation: h.Generation, Epoch: h.Epoch}
+		if !h.Removed.IsZero() {
+			g.RemovedAt = timestamppb.New(h.Removed)
+		}
+		all = append(all, g)
 	}
-	return g
+	return all
 }
 
 // close gives the journal and the producer free, once nothing uses them.

@@ -26,8 +26,9 @@ const (
 
 // execute runs the command under a claim and returns its outcome, which the stack's head then holds. The error is only for what decides nothing: the agent
 // stops. A claim that is lost is asked for again, and the answer tells what became of the command.
-func (r *Runner) execute(ctx context.Context, c *command, expired bool) (*runnerv1.CommandOutcome, error) {
-	p := &progress{runner: r, command: c}
+func (r *Runner) execute(ctx context.Context, c *command) (*runnerv1.CommandOutcome, error) {
+	p := r.newProgress(c)
+	defer p.pace.end()
 	defer func() {
 		if errors.Is(context.Cause(ctx), ErrNoQuorum) {
 			p.withoutQuorum()
@@ -38,7 +39,7 @@ func (r *Runner) execute(ctx context.Context, c *command, expired bool) (*runner
 		return outcomeOf(stack.Result{}, err), nil
 	}
 	for told := false; ; {
-		outcome, err := r.try(ctx, c, job, p, expired)
+		outcome, err := r.try(ctx, c, job, p)
 		switch f := failure.Of(err); {
 		case f == nil:
 			return outcome, nil
@@ -76,28 +77,18 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // try takes the claim and runs the command under it, or returns the outcome that it has without one.
-func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress, expired bool) (*runnerv1.CommandOutcome, error) {
+func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress) (*runnerv1.CommandOutcome, error) {
+	if withoutGeneration(c.payload) {
+		return r.tryOnce(ctx, c, job, p)
+	}
 	order := job.order
 	var err error
 	if order.Stack, err = r.stackKey(ctx, c); err != nil {
 		return nil, err
 	}
-	if expired {
-		outcome, begun, err := r.deps.Fence.Look(ctx, order.Stack, c.envelope.ID)
-		switch {
-		case err != nil:
-			return nil, err
-		case outcome != nil:
-			return r.recorded(c, *outcome), nil
-		case !begun:
-			return &runnerv1.CommandOutcome{
-				Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED,
-				Failure: failureOf(failure.New(failure.Deadline, "expired", c.envelope.Subject, "command %s was to be begun by %s",
-					c.envelope.ID, c.envelope.Deadline.Format(time.RFC3339))),
-			}, nil
-		}
-	}
 	order.GroupGeneration = c.group.Load()
+	order.Expired = !c.envelope.Deadline.IsZero() && r.deps.Now().After(c.envelope.Deadline)
+	order.Detail = r.verdict(c, order.Stack)
 	job.order = order
 	claim, outcome, err := r.deps.Fence.Claim(ctx, order)
 	var older *fence.Superseded
@@ -121,12 +112,28 @@ func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress, exp
 	return r.underClaim(ctx, c, job, claim, p)
 }
 
+// verdict makes what the head says of a command that ends with its claim.
+func (r *Runner) verdict(c *command, stack string) func(status string, generation uint64) []byte {
+	return func(status string, generation uint64) []byte {
+		outcome := &runnerv1.CommandOutcome{Status: statusOf(status), Stack: stack, Generation: generation}
+		switch status {
+		case fence.StatusCancelled:
+			outcome.Failure = failureOf(errCancelled)
+		case fence.StatusExpired:
+			outcome.Failure = failureOf(failure.New(failure.Deadline, "expired", c.envelope.Subject, "command %s was to be begun by %s",
+				c.envelope.ID, c.envelope.Deadline.Format(time.RFC3339)))
+		}
+		r.complete(c, outcome)
+		return detailOf(outcome)
+	}
+}
+
 func rejected(f *failure.Error) *runnerv1.CommandOutcome {
 	return &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_REJECTED, Failure: failureOf(f)}
 }
 
 // underClaim runs the command while the claim is kept, and decides its outcome in the head. Nothing is decided when the agent stops or the claim is lost.
-func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fence.Claim, p *progress) (*runnerv1.CommandOutcome, error) {
+func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim Claim, p *progress) (*runnerv1.CommandOutcome, error) {
 	keeping, stop := context.WithCancel(ctx)
 	kept := make(chan struct{})
 	go func() { defer close(kept); claim.Keep(keeping) }()
@@ -134,38 +141,58 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fe
 
 	started := r.deps.Now()
 	result, err := r.run(c, job, claim, p)
-	cancelled := errors.Is(context.Cause(c.run), errCancelled)
 	switch {
 	case claim.Err() != nil:
 		return nil, claim.Err()
-	case cancelled:
+	case claim.Stopped() != nil || errors.Is(context.Cause(c.run), errCancelled):
 		err = errCancelled
 	case c.run.Err() != nil:
 		return nil, c.run.Err()
 	}
 	crashpoint.At(crashpoint.Converged)
-	outcome := outcomeOf(result, err)
-	outcome.Stack = job.order.Stack
-	outcome.Generation, outcome.StartedAt = claim.Generation(), timestamp(started)
-	r.complete(c, outcome)
+	outcome, err := r.decide(ctx, c, claim, func(err error) *runnerv1.CommandOutcome {
+		outcome := outcomeOf(result, err)
+		outcome.Stack = job.order.Stack
+		outcome.Generation, outcome.StartedAt = claim.Generation(), timestamp(started)
+		r.complete(c, outcome)
+		return outcome
+	}, err)
+	if err != nil {
+		return nil, err
+	}
+	crashpoint.At(crashpoint.Decided)
+	return outcome, nil
+}
+
+// decide records in the head how the command ended: as err says, unless a cancellation has come first.
+func (r *Runner) decide(ctx context.Context, c *command, claim Claim, with func(error) *runnerv1.CommandOutcome, err error) (*runnerv1.CommandOutcome, error) {
+	outcome := with(err)
 	var lost error
-	if err := r.patiently(ctx, c.log, "decide the outcome in the stack's head", func() error {
+	stalled := r.patiently(ctx, c.log, "decide the outcome in the stack's head", func() error {
 		err := claim.Decide(ctx, statusWord(outcome.GetStatus()), detailOf(outcome))
+		if f := failure.Of(err); f != nil && f.Code == fence.CodeCancelled {
+			outcome = with(errCancelled)
+			err = claim.Decide(ctx, statusWord(outcome.GetStatus()), detailOf(outcome))
+		}
 		if lost = claim.Err(); lost != nil {
 			return nil // not to be tried again
 		}
 		return err
-	}); err != nil {
-		return nil, err
+	})
+	if stalled != nil {
+		return nil, stalled
 	}
-	crashpoint.At(crashpoint.Decided)
 	return outcome, lost
 }
 
-// run does what the command asks. While the engine is away it is asked again, until the command's own time is over; when something changed between a list and
-// a write, the pass is repeated.
-func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
-	ctx, cancel := context.WithTimeoutCause(c.run, job.timeout, failure.New(failure.Deadline, "timed_out", subjectOf(c.payload),
+// run does what the command asks. While the engine is away it is asked again, until what is left of the command's own time is over; when something changed between a
+// list and a write, the pass is repeated.
+func (r *Runner) run(c *command, job *job, claim Claim, p *progress) (stack.Result, error) {
+	left := claim.Left(job.timeout)
+	if left < job.timeout {
+		c.log.Info("the command was begun before", "left", left.Round(time.Second), "of", job.timeout)
+	}
+	ctx, cancel := context.WithTimeoutCause(c.run, left, failure.New(failure.Deadline, "timed_out", subjectOf(c.payload),
 		"%s did not end within %s", subjectOf(c.payload), job.timeout))
 	defer cancel()
 	passes := 0
@@ -175,7 +202,7 @@ func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (sta
 		if again {
 			passes++
 		}
-		if ctx.Err() != nil || !(again && passes < maxPasses) && failure.ClassOf(err) != failure.Unavailable {
+		if ctx.Err() != nil || claim.Stopped() != nil || !(again && passes < maxPasses) && failure.ClassOf(err) != failure.Unavailable {
 			return result, err
 		}
 		switch {
@@ -194,7 +221,7 @@ func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (sta
 }
 
 // attempt is one attempt. The first that is told of a service's progress means that all is written.
-func (r *Runner) attempt(ctx context.Context, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
+func (r *Runner) attempt(ctx context.Context, job *job, claim Claim, p *progress) (stack.Result, error) {
 	left := job.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		left = time.Until(deadline)
@@ -231,7 +258,7 @@ func (r *Runner) attempt(ctx context.Context, job *job, claim *fence.Claim, p *p
 
 // job is what a command does, prepared so far that it only needs a claim.
 type job struct {
-	order   fence.Command
+	order   fence.Command // of one without a generation only the stack
 	work    workFunc
 	timeout time.Duration
 }
@@ -272,6 +299,12 @@ func (r *Runner) job(c *command) (*job, error) {
 		j.timeout, err = timeoutOf(m.GetTimeout(), defaultScaleTimeout)
 		j.work = func(ctx context.Context, stacks Stacks, left time.Duration, observe func(stack.Event)) (stack.Result, error) {
 			return stacks.Scale(ctx, m.GetService(), m.GetReplicas(), left, observe)
+		}
+	case *runnerv1.ServiceRestart:
+		j.timeout = restartTimeout
+		err = r.deadline(c)
+		j.work = func(ctx context.Context, stacks Stacks, left time.Duration, observe func(stack.Event)) (stack.Result, error) {
+			return stacks.Restart(ctx, m.GetService(), left, observe)
 		}
 	default:
 		err = failure.New(failure.Internal, "unsupported_command", c.envelope.Type, "cannot do %s", c.envelope.Type)

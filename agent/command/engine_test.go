@@ -40,7 +40,7 @@ func newManager(t *testing.T, name string, api client.APIClient) *rig {
 		WorkDir: dir, AgentID: name, ClusterID: "c1", Kafka: names, MaxConcurrent: 2, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
 	}, Deps{
 		Journal: j, Fence: heads, Producer: r.topic, Role: func() runnerv1.NodeRole { return runnerv1.NodeRole_NODE_ROLE_MANAGER }, Warn: warnings{}, Log: log, Now: time.Now,
-		Stacks: func(c *fence.Claim) (Stacks, error) {
+		Stacks: func(c Claim) (Stacks, error) {
 			return stack.New(stack.Config{WorkDir: dir, Poll: 100 * time.Millisecond}, stack.Deps{Client: c.Client(api), Log: log})
 		},
 	})

@@ -27,8 +27,8 @@ type Immediate struct {
 	Stacks func() (Stacks, error)
 	// Role tells the node's role now.
 	Role func() runnerv1.NodeRole
-	// Cancel ends a command that came by Kafka and reports whether there is such a one.
-	Cancel func(id string) bool
+	// Cancel has a command that came by Kafka end as cancelled, and returns nil when the Swarm has that.
+	Cancel func(ctx context.Context, id, stack string) error
 }
 
 // Handle does what the request asks within ctx and answers it.
@@ -64,11 +64,7 @@ func (i *Immediate) handle(ctx context.Context, req *runnerv1.Request, resp *run
 		}
 		return err
 	case req.GetCancelCommand() != nil:
-		id := req.GetCancelCommand().GetCommandId()
-		if !i.Cancel(id) {
-			return failure.New(failure.Invalid, "no_such_command", id, "command %s is neither running nor waiting on this agent", id)
-		}
-		return nil
+		return i.Cancel(ctx, req.GetCancelCommand().GetCommandId(), req.GetCancelCommand().GetStack())
 	default:
 		return failure.New(failure.Invalid, "unsupported_request", req.GetId(), "request %s is of a kind that this agent cannot do", req.GetId()).WithHint("update the agent")
 	}
@@ -76,7 +72,7 @@ func (i *Immediate) handle(ctx context.Context, req *runnerv1.Request, resp *run
 
 // scale is acknowledged when the engine has accepted it; it has no generation and lasts until the next deployment.
 func (i *Immediate) scale(ctx context.Context, m *runnerv1.ServiceScale, resp *runnerv1.Response) error {
-	if err := i.onManager("scale service " + m.GetService()); err != nil {
+	if err := onManager(i.Role(), "scale service "+m.GetService()); err != nil {
 		return err
 	}
 	stacks, err := i.Stacks()
@@ -90,7 +86,7 @@ func (i *Immediate) scale(ctx context.Context, m *runnerv1.ServiceScale, resp *r
 
 // StackStatus tells the stacks of the Swarm if none is named, else the services and tasks of that one.
 func (i *Immediate) StackStatus(ctx context.Context, m *runnerv1.StackStatus) (*runnerv1.StackStatusResult, error) {
-	if err := i.onManager("tell about stacks"); err != nil {
+	if err := onManager(i.Role(), "tell about stacks"); err != nil {
 		return nil, err
 	}
 	stacks, err := i.Stacks()
@@ -103,13 +99,6 @@ func (i *Immediate) StackStatus(ctx context.Context, m *runnerv1.StackStatus) (*
 	}
 	status, err := stacks.Status(ctx, m.GetStack())
 	return stackStatusResult(nil, status), err
-}
-
-func (i *Immediate) onManager(what string) error {
-	if i.Role() != runnerv1.NodeRole_NODE_ROLE_MANAGER {
-		return failure.New(failure.Conflict, "wrong_node", "", "this agent is on a worker node and cannot %s", what).WithHint("ask an agent on a manager")
-	}
-	return nil
 }
 
 // grace is nil if the request leaves it to the container; the engine checks its bounds.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/proto/failure"
 )
 
 // containers notes what was asked of it.
@@ -44,7 +45,12 @@ func TestImmediate(t *testing.T) {
 		Containers: c,
 		Stacks:     func() (Stacks, error) { return s, nil },
 		Role:       func() runnerv1.NodeRole { return role },
-		Cancel:     func(id string) bool { return id == "m1" },
+		Cancel: func(_ context.Context, id, stack string) error {
+			if id == "m1" && stack == "shop" {
+				return nil
+			}
+			return failure.New(failure.Invalid, "no_such_command", id, "no command %s", id)
+		},
 	}
 	for name, tc := range map[string]struct {
 		req   *runnerv1.Request
@@ -57,7 +63,7 @@ func TestImmediate(t *testing.T) {
 		"start":             {&runnerv1.Request{Command: &runnerv1.Request_ContainerStart{ContainerStart: &runnerv1.ContainerStart{Container: "web"}}}, "start web", ""},
 		"restart":           {&runnerv1.Request{Command: &runnerv1.Request_ContainerRestart{ContainerRestart: &runnerv1.ContainerRestart{Container: "web"}}}, "restart web", ""},
 		"kill":              {&runnerv1.Request{Command: &runnerv1.Request_ContainerKill{ContainerKill: &runnerv1.ContainerKill{Container: "web", Signal: "HUP"}}}, "kill web HUP", ""},
-		"cancel":            {&runnerv1.Request{Command: &runnerv1.Request_CancelCommand{CancelCommand: &runnerv1.CancelCommand{CommandId: "m1"}}}, "", ""},
+		"cancel":            {&runnerv1.Request{Command: &runnerv1.Request_CancelCommand{CancelCommand: &runnerv1.CancelCommand{CommandId: "m1", Stack: "shop"}}}, "", ""},
 		"cancel of nothing": {&runnerv1.Request{Command: &runnerv1.Request_CancelCommand{CancelCommand: &runnerv1.CancelCommand{CommandId: "m2"}}}, "", "no_such_command"},
 		"nothing":           {&runnerv1.Request{}, "", "unsupported_request"},
 	} {

@@ -3,7 +3,9 @@ package command
 import (
 	"context"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -79,6 +81,41 @@ func TestTakeOver(t *testing.T) {
 	first.settled(done)
 	if n := len(first.stacks.all()); n != 1 {
 		t.Errorf("the first manager deployed %d times", n)
+	}
+}
+
+// TestSuccessorGetsTheRest of the command's time, also if its clock is wrong by an hour, and not all of it again.
+func TestSuccessorGetsTheRest(t *testing.T) {
+	for name, skew := range map[string]time.Duration{"clocks agree": 0, "an hour ahead": time.Hour, "an hour behind": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			var clock atomic.Int64 // how far all clocks have gone on
+			at := func(skew time.Duration) func() time.Time {
+				return func() time.Time { return time.Now().Add(time.Duration(clock.Load()) + skew) }
+			}
+			swarm := newConfigs()
+			owner := newRigWith(t, swarm, "a1", filepath.Join(t.TempDir(), "1.db"), 2, at(0))
+			other := newRigWith(t, swarm, "a2", filepath.Join(t.TempDir(), "2.db"), 2, at(skew))
+			owner.stacks.deploy = func(ctx context.Context, d stack.Deployment, observe func(stack.Event)) (stack.Result, error) {
+				clock.Add(int64(40 * time.Second))
+				observe(stack.ServiceProgress{Service: "shop_web"}) // all is written: the head knows the time
+				return untilEnd(ctx, d, observe)
+			}
+			left := make(chan time.Duration, 1)
+			other.stacks.deploy = func(_ context.Context, d stack.Deployment, _ func(stack.Event)) (stack.Result, error) {
+				left <- d.Timeout
+				return stack.Result{Status: stack.Converged}, nil
+			}
+			m := message(t, "m1", deploy("shop", 1)) // takes a minute at most
+			owner.runner.Handle(owner.ctx, m)
+			owner.until("all to be written", func() bool { return swarm.labelled("axion.phase", "applied") })
+			owner.stop()
+			owner.runner.Wait()
+			other.runner.Handle(other.ctx, m)
+			other.wantStatus("m1", statusSucceeded)
+			if got := <-left; got > 20*time.Second || got < 10*time.Second {
+				t.Errorf("it has %s", got)
+			}
+		})
 	}
 }
 

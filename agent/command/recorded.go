@@ -18,6 +18,10 @@ func statusWord(s runnerv1.OutcomeStatus) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), statusPrefix))
 }
 
+func statusOf(word string) runnerv1.OutcomeStatus {
+	return runnerv1.OutcomeStatus(runnerv1.OutcomeStatus_value[statusPrefix+strings.ToUpper(word)])
+}
+
 // maxRecordedText bounds the sentence of a failure that the head holds.
 const maxRecordedText = 1 << 10
 
@@ -56,8 +60,7 @@ func (r *Runner) recorded(c *command, o fence.Outcome) *runnerv1.CommandOutcome 
 func restored(o fence.Outcome) *runnerv1.CommandOutcome {
 	outcome := &runnerv1.CommandOutcome{}
 	if len(o.Detail) == 0 || proto.Unmarshal(o.Detail, outcome) != nil {
-		status := runnerv1.OutcomeStatus_value[statusPrefix+strings.ToUpper(o.Status)]
-		outcome = &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus(status)}
+		outcome = &runnerv1.CommandOutcome{Status: statusOf(o.Status)}
 	}
 	outcome.Generation = o.Generation
 	return outcome

@@ -39,8 +39,23 @@ type Stacks interface {
 	Deploy(ctx context.Context, d stack.Deployment, observe func(stack.Event)) (stack.Result, error)
 	Remove(ctx context.Context, name string, timeout time.Duration, observe func(stack.Event)) (stack.Result, error)
 	Scale(ctx context.Context, service string, replicas uint64, timeout time.Duration, observe func(stack.Event)) (stack.Result, error)
+	Restart(ctx context.Context, service string, timeout time.Duration, observe func(stack.Event)) (stack.Result, error)
 	Stacks(ctx context.Context) ([]stack.Summary, error)
 	Status(ctx context.Context, name string) (stack.StackStatus, error)
+}
+
+// Claim is the right to work on a command: a *fence.Claim on its stack, or a *fence.OnceClaim on a command without a generation.
+type Claim interface {
+	// Client wraps a Docker client for one attempt: what it writes is the claim's.
+	Client(api fence.API) fence.API
+	Context(ctx context.Context) (context.Context, context.CancelCauseFunc)
+	Generation() uint64
+	Left(timeout time.Duration) time.Duration
+	Keep(ctx context.Context)
+	Applied(ctx context.Context) error
+	Decide(ctx context.Context, status string, detail []byte) error
+	Err() error
+	Stopped() error
 }
 
 // Producer writes messages to Kafka and returns when they are acknowledged.
@@ -76,7 +91,7 @@ type Deps struct {
 	// Fence gives the claim on a stack under which a command runs.
 	Fence *fence.Fence
 	// Stacks returns the stack engine for one attempt under a claim: its client is replaced when the Docker engine comes back after an outage.
-	Stacks   func(*fence.Claim) (Stacks, error)
+	Stacks   func(Claim) (Stacks, error)
 	Producer Producer
 	// Role tells the node's role now.
 	Role func() runnerv1.NodeRole
@@ -132,9 +147,6 @@ type command struct {
 	cancel  context.CancelCauseFunc // ends run
 	running bool                    // guarded by Runner.mu
 }
-
-// errCancelled is the cause of a context that an operator's CancelCommand ended.
-var errCancelled = failure.New(failure.Conflict, "cancelled", "", "the command was cancelled by an operator")
 
 // ErrNoQuorum is the cause of a context given to Handle that ended because the Swarm's managers have no leader; commands that run then say so.
 var ErrNoQuorum = failure.New(failure.Unavailable, "no_swarm_leader", "", "the swarm has no leader that this manager can reach")
@@ -238,7 +250,7 @@ func (r *Runner) process(ctx context.Context, c *command) bool {
 	r.setRunning(c, true)
 	defer r.setRunning(c, false)
 	c.log.Info("command begins", "attempt", record.Attempts)
-	outcome, err := r.execute(ctx, c, record.Attempts == 1 && !c.envelope.Deadline.IsZero() && started.After(c.envelope.Deadline))
+	outcome, err := r.execute(ctx, c)
 	if err != nil { // the agent stops, or is no manager with a leader any more, or the journal is away: no outcome was decided, the message comes again
 		c.log.Warn("command interrupted; it is taken up again when it is delivered again", "error", err)
 		return false
@@ -297,20 +309,6 @@ func (r *Runner) settle(ctx context.Context, c *command, ev envelope.Envelope, g
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// Cancel ends a command that runs or waits; its outcome then says so. It reports whether there is such a command.
-func (r *Runner) Cancel(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	found := false
-	for d, c := range r.inflight {
-		if d.commandID == id {
-			c.cancel(errCancelled)
-			found = true
-		}
-	}
-	return found
 }
 
 // Running lists the ids of the commands that run now, at most 64.

@@ -31,6 +31,18 @@ func (s *configs) find(name string) (swarm.Config, bool) {
 	return swarm.Config{}, false
 }
 
+// labelled says whether a config has that label.
+func (s *configs) labelled(name, value string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.byID {
+		if c.Spec.Labels[name] == value {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *configs) put(id string, spec swarm.ConfigSpec) {
 	s.index++
 	spec.Labels = maps.Clone(spec.Labels)

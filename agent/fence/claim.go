@@ -30,6 +30,10 @@ const (
 	CodeLost = "claim_lost"
 	// CodeRepeat: something changed between the list and the write; list again.
 	CodeRepeat = "out_of_sequence"
+	// CodeCancelled: the head says that the command is to be stopped; the claim is good for that outcome only.
+	CodeCancelled = "cancelled"
+	// CodeDecided: the command has an outcome, so that it cannot be cancelled any more.
+	CodeDecided = "already_decided"
 )
 
 // Kind is what a command does to a stack.
@@ -62,6 +66,10 @@ type Command struct {
 	Prune bool
 	// Manifest describes a deployment; nil for the other kinds.
 	Manifest *Manifest
+	// Expired says that the command's deadline has passed: it is not begun any more, but ended if it was.
+	Expired bool
+	// Detail makes what an outcome with that status, which the claim itself decides, says beside it; nil means nothing.
+	Detail func(status string, generation uint64) []byte
 }
 
 // Superseded is what becomes of a command of an older generation.
@@ -76,13 +84,12 @@ func (s *Superseded) Unwrap() error { return s.failure }
 
 // Claim is the right to work on one generation of a stack, until it is lost.
 type Claim struct {
-	fence *Fence
-	cmd   Command
-	label string
-
-	alive   context.Context // ends, with the failure as its cause, when the claim is lost
-	end     context.CancelCauseFunc
-	lostErr atomic.Pointer[failure.Error]
+	latch
+	term
+	fence   *Fence
+	cmd     Command
+	label   string
+	stopErr atomic.Pointer[failure.Error] // the command is cancelled
 	// repeat says that a write of this pass was refused because something had changed, and the caller was not told or does not listen.
 	repeat atomic.Bool
 
@@ -96,8 +103,8 @@ type Claim struct {
 }
 
 // Claim takes the stack's head for the command, and waits for what this process itself still does on the stack. Exactly one of the three is given: a claim, which
-// must be released; the outcome that the command already has; or an error. An error is a *Superseded, or a failure with one of this package's codes, or
-// Unavailable: the engine does not answer.
+// must be released; the outcome that the command has, already or by this very call; or an error. An error is a *Superseded, or a failure with one of this package's
+// codes, or Unavailable: the engine does not answer.
 func (f *Fence) Claim(ctx context.Context, cmd Command) (*Claim, *Outcome, error) {
 	if err := f.lock(ctx, cmd.Stack); err != nil {
 		return nil, nil, err
@@ -116,23 +123,26 @@ func (f *Fence) claim(ctx context.Context, cmd Command) (*Claim, *Outcome, error
 		if err != nil {
 			return nil, nil, err
 		}
-		var next Head
-		if at == nil {
-			next, err = f.firstHead(ctx, api, cmd)
-		} else {
+		if at != nil {
 			if o, ok := at.head.outcome(cmd.ID); ok {
 				return nil, &o, nil
 			}
-			next, err = f.nextHead(at, cmd)
 		}
+		// What ends without having been begun keeps no manifest: nothing of it will ever be there.
+		verdict := verdictOn(at, cmd)
+		if verdict != "" && !begun(at, cmd) {
+			cmd.Manifest = nil
+		}
+		next, err := f.nextHead(ctx, api, at, cmd)
 		if err != nil {
 			return nil, nil, err
 		}
-		if at != nil && at.head.Dead { // never revived: removed, and a new one made that goes on from it
-			if err := api.ConfigRemove(ctx, at.id); err != nil && !errdefs.IsNotFound(err) {
-				return nil, nil, unavailable(cmd.Stack, err)
-			}
-			at = nil
+		var outcome *Outcome
+		if verdict != "" {
+			outcome = next.end(at, cmd, verdict)
+		}
+		if at, err = f.bury(ctx, api, at); err != nil {
+			return nil, nil, err
 		}
 		at, err = swap(ctx, api, at, next)
 		if errors.Is(err, errMoved) {
@@ -141,18 +151,56 @@ func (f *Fence) claim(ctx context.Context, cmd Command) (*Claim, *Outcome, error
 		if err != nil {
 			return nil, nil, err
 		}
+		if outcome != nil {
+			crashpoint.At(crashpoint.Decided)
+			f.stir()
+			return nil, outcome, nil
+		}
 		c := f.newClaim(cmd, at)
 		if err := c.keepManifest(ctx, api); err != nil {
 			return nil, nil, unavailable(cmd.Stack, err)
 		}
 		return c, nil, nil
 	}
-	return nil, nil, failure.New(failure.Unavailable, CodeHeld, cmd.Stack, "the head of stack %s keeps moving", cmd.Stack)
+	return nil, nil, keepsMoving(cmd.Stack)
+}
+
+func keepsMoving(stack string) error {
+	return failure.New(failure.Unavailable, CodeHeld, stack, "the head of stack %s keeps moving", stack)
+}
+
+// begun says whether the command has been claimed before, by whomever.
+func begun(at *stored, cmd Command) bool { return at != nil && at.head.Command == cmd.ID }
+
+// verdictOn is the status with which the command ends without any, or any further, write; "" if it is to be worked on.
+func verdictOn(at *stored, cmd Command) string {
+	switch {
+	case at != nil && at.head.isCancelled(cmd.ID):
+		return StatusCancelled
+	case cmd.Expired && !begun(at, cmd):
+		return StatusExpired
+	}
+	return ""
+}
+
+// bury removes a head that was marked to be removed: it is never revived, but a new one goes on from it.
+func (f *Fence) bury(ctx context.Context, api client.APIClient, at *stored) (*stored, error) {
+	if at == nil || !at.head.Dead {
+		return at, nil
+	}
+	if err := api.ConfigRemove(ctx, at.id); err != nil && !errdefs.IsNotFound(err) {
+		return at, unavailable(at.head.Stack, err)
+	}
+	return nil, nil
 }
 
 func (f *Fence) newClaim(cmd Command, at *stored) *Claim {
-	c := &Claim{fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: f.deps.Now(), written: map[string]string{}, removed: map[string]bool{}}
-	c.alive, c.end = context.WithCancelCause(context.Background())
+	now := f.deps.Now()
+	c := &Claim{
+		fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: now, term: term{now, at.head.Spent, at.head.used(now)},
+		written: map[string]string{}, removed: map[string]bool{},
+	}
+	c.open()
 	return c
 }
 
@@ -163,13 +211,26 @@ func (c *Claim) keepManifest(ctx context.Context, api client.APIClient) error {
 	return c.cmd.Manifest.keep(ctx, api, c.cmd.Stack, c.at.head.Manifest)
 }
 
-// firstHead is the head of a stack that has none. Its services may know better than nobody what the newest generation was: a head can be lost.
-func (f *Fence) firstHead(ctx context.Context, api client.APIClient, cmd Command) (Head, error) {
+// nextHead is the head with the command's claim.
+func (f *Fence) nextHead(ctx context.Context, api client.APIClient, at *stored, cmd Command) (Head, error) {
+	if at == nil || at.head.Generation == 0 {
+		return f.firstHead(ctx, api, at, cmd)
+	}
+	return f.laterHead(at, cmd)
+}
+
+// firstHead is the head of a stack that has none, or one that only holds cancellations. Its services may know better than nobody what the newest generation was: a
+// head can be lost.
+func (f *Fence) firstHead(ctx context.Context, api client.APIClient, at *stored, cmd Command) (Head, error) {
 	services, err := listServices(ctx, api, cmd.Stack)
 	if err != nil {
 		return Head{}, err
 	}
-	head := Head{Stack: cmd.Stack, Base: map[string]string{}}
+	head := Head{Stack: cmd.Stack}
+	if at != nil {
+		head = at.head.clone()
+	}
+	head.Base = map[string]string{}
 	for _, s := range services {
 		if l := s.Spec.Labels[LabelGeneration]; l != "" && s.Spec.Labels[LabelTombstone] == "" {
 			head.Base[s.Spec.Name] = l
@@ -186,8 +247,8 @@ func (f *Fence) firstHead(ctx context.Context, api client.APIClient, cmd Command
 	return head.begin(f, cmd), nil
 }
 
-// nextHead applies the rules of generations and of group generations to the head that there is.
-func (f *Fence) nextHead(at *stored, cmd Command) (Head, error) {
+// laterHead applies the rules of generations and of group generations to the head that there is.
+func (f *Fence) laterHead(at *stored, cmd Command) (Head, error) {
 	h := at.head
 	mine := h.Command == cmd.ID
 	if cmd.Generation == 0 {
@@ -220,13 +281,37 @@ func (h Head) begin(f *Fence, cmd Command) Head {
 	h.Epoch++
 	h.Owner, h.GroupGeneration = f.cfg.Owner, cmd.GroupGeneration
 	h.Generation, h.Step, h.Command = cmd.Generation, 1, cmd.ID
-	h.Phase, h.Next, h.Before, h.Removed, h.Dead = Applying, nil, nil, time.Time{}, false
+	h.Begun, h.Spent = f.deps.Now(), 0
+	h.Phase, h.Next, h.Before, h.Removed, h.Rest, h.Dead = Applying, nil, nil, time.Time{}, false, false
 	if cmd.Manifest != nil {
 		h.Manifest, h.ManifestDigest = cmd.Manifest.name(cmd.Stack, cmd.Generation), cmd.Manifest.digest
 		h.Manifests = append(h.Manifests, h.Manifest)
 		h.Manifests = h.Manifests[max(0, len(h.Manifests)-KeepManifests):]
 	}
 	return h
+}
+
+// end decides the command's outcome in the claim itself, so that nothing is written for it from here on. If nothing ever was, the stack is what it was before.
+func (h *Head) end(at *stored, cmd Command, status string) *Outcome {
+	if at != nil && !begun(at, cmd) {
+		h.Rest = at.head.atRest()
+		if len(h.Base) == 0 {
+			h.Removed = at.head.Removed
+		}
+	}
+	outcome := Outcome{Command: cmd.ID, Generation: h.Generation, Status: status}
+	if cmd.Detail != nil {
+		outcome.Detail = boundedDetail(cmd.Detail(status, h.Generation))
+	}
+	h.record(outcome)
+	return &outcome
+}
+
+func boundedDetail(detail []byte) []byte {
+	if len(detail) > MaxDetailBytes {
+		return nil
+	}
+	return detail
 }
 
 func superseded(cmd Command, current uint64) error {
@@ -253,16 +338,17 @@ func (c *Claim) Watching() bool {
 	return c.at.head.Phase == Applied
 }
 
-// Context returns a context that ends with ctx, or when the claim is lost, with that failure as its cause.
+// Context returns a context that ends with ctx, or when the claim is lost or the command cancelled, with that failure as its cause.
 func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelCauseFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(c.alive, func() { cancel(c.Err()) })
-	return ctx, func(cause error) { stop(); cancel(cause) }
+	return c.until(ctx, c.Stopped)
 }
 
-// Err returns the failure with CodeLost once the claim is lost, and nil before.
-func (c *Claim) Err() error {
-	if err := c.lostErr.Load(); err != nil {
+// Stopped returns the failure with CodeLost or CodeCancelled once nothing may be written under the claim any more, and nil before.
+func (c *Claim) Stopped() error {
+	if err := c.Err(); err != nil {
+		return err
+	}
+	if err := c.stopErr.Load(); err != nil {
 		return err
 	}
 	return nil
@@ -274,14 +360,19 @@ func (c *Claim) lose(now *stored) error {
 	if now != nil {
 		by = now.head.Owner
 	}
-	err := failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by)
-	if c.lostErr.CompareAndSwap(nil, err) {
-		c.end(err)
-	}
-	return c.Err()
+	return c.shut(failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by))
 }
 
-// change changes the head by compare-and-swap. The claim is lost if the head is another's.
+// stop is the latch of a cancelled command: from now on the claim only serves to decide that outcome.
+func (c *Claim) stop() error {
+	err := failure.New(failure.Conflict, CodeCancelled, c.cmd.Stack, "command %s was cancelled", c.cmd.ID)
+	if c.stopErr.CompareAndSwap(nil, err) {
+		c.end(err)
+	}
+	return c.Stopped()
+}
+
+// change changes the head by compare-and-swap. The claim is lost if the head is another's; a cancelled command changes nothing any more.
 func (c *Claim) change(ctx context.Context, f func(*Head)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -289,12 +380,27 @@ func (c *Claim) change(ctx context.Context, f func(*Head)) error {
 }
 
 func (c *Claim) changeLocked(ctx context.Context, f func(*Head)) error {
+	return c.swapLocked(ctx, func(h *Head) error {
+		if h.isCancelled(c.cmd.ID) {
+			return c.stop()
+		}
+		f(h)
+		return nil
+	})
+}
+
+// swapLocked is a change that f may refuse. Another's change of the same claim's head - a cancellation, or one of the holder's own whose answer was lost - has f
+// look at that head.
+func (c *Claim) swapLocked(ctx context.Context, f func(*Head) error) error {
 	for range swapAttempts {
 		if err := c.Err(); err != nil {
 			return err
 		}
 		next := c.at.head.clone()
-		f(&next)
+		next.Spent = c.spent(c.fence.deps.Now())
+		if err := f(&next); err != nil {
+			return err
+		}
 		now, err := swap(ctx, c.fence.deps.Client(), c.at, next)
 		switch {
 		case err == nil:
@@ -302,35 +408,51 @@ func (c *Claim) changeLocked(ctx context.Context, f func(*Head)) error {
 			return nil
 		case !errors.Is(err, errMoved):
 			return err
-		case now == nil || now.head.Epoch != c.at.head.Epoch || now.head.Owner != c.at.head.Owner:
+		case c.anothers(now):
 			return c.lose(now)
 		}
-		c.at = now // an earlier change of our own, whose answer was lost
+		c.at = now
 	}
-	return failure.New(failure.Unavailable, CodeHeld, c.cmd.Stack, "the head of stack %s keeps moving", c.cmd.Stack)
+	return keepsMoving(c.cmd.Stack)
 }
 
-// Keep shows every few seconds that the holder is alive, until ctx ends or the claim is lost.
+// anothers says whether a head is no longer this claim's.
+func (c *Claim) anothers(now *stored) bool {
+	return now == nil || now.head.Epoch != c.at.head.Epoch || now.head.Owner != c.at.head.Owner
+}
+
+// Keep shows every few seconds that the holder is alive, and looks each second whether the command was cancelled, until ctx ends or the claim is lost.
 func (c *Claim) Keep(ctx context.Context) {
-	ticker := time.NewTicker(renewEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-		case <-c.alive.Done():
-			return
-		case <-ctx.Done():
-			return
-		}
+	c.keep(ctx, func() {
 		c.mu.Lock()
-		fresh := c.fence.deps.Now().Sub(c.renewed) < renewEvery/2
+		fresh := c.fence.deps.Now().Sub(c.renewed) < renewEvery-noticeEvery/2
 		c.mu.Unlock()
 		if fresh {
-			continue
+			c.notice(ctx)
+			return
 		}
-		if err := c.change(ctx, func(*Head) {}); err != nil && ctx.Err() == nil && c.Err() == nil {
+		if err := c.change(ctx, func(*Head) {}); err != nil && ctx.Err() == nil && c.Stopped() == nil {
 			c.fence.deps.Log.Warn("a claim cannot be renewed; trying again", "stack", c.cmd.Stack, "error", err)
 		}
+	})
+}
+
+// notice looks at the head. A look proves nothing good, because it may be old; but a newer version says what has become of the claim.
+func (c *Claim) notice(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	now, err := read(ctx, c.fence.deps.Client(), c.cmd.Stack)
+	if err != nil || now == nil {
+		return // the next renewal tells
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case now.version.Index <= c.at.version.Index:
+	case c.anothers(now):
+		_ = c.lose(now)
+	case now.head.isCancelled(c.cmd.ID):
+		_ = c.stop()
 	}
 }
 
@@ -343,7 +465,7 @@ func (c *Claim) Applied(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.at.head.Phase == Applied {
-		return c.Err()
+		return c.Stopped()
 	}
 	next := c.next()
 	if err := c.changeLocked(ctx, func(h *Head) { h.Phase, h.Next = Applied, next }); err != nil {
@@ -353,14 +475,12 @@ func (c *Claim) Applied(ctx context.Context) error {
 	return nil
 }
 
-// Decide records the command's outcome in the head, and thereby ends the generation. With a failure nothing is decided; with CodeLost somebody else will.
+// Decide records the command's outcome in the head, and thereby ends the generation. With a failure nothing is decided; with CodeLost somebody else will, with
+// CodeCancelled only StatusCancelled can be decided. An outcome that is there already stays.
 func (c *Claim) Decide(ctx context.Context, status string, detail []byte) error {
-	if len(detail) > MaxDetailBytes {
-		detail = nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	outcome := Outcome{Command: c.cmd.ID, Generation: c.Generation(), Status: status, Detail: detail}
+	outcome := Outcome{Command: c.cmd.ID, Generation: c.Generation(), Status: status, Detail: boundedDetail(detail)}
 	api := c.fence.deps.Client()
 	old, err := manifests(ctx, api, c.cmd.Stack) // before the change: see prune
 	if err != nil {
@@ -370,7 +490,16 @@ func (c *Claim) Decide(ctx context.Context, status string, detail []byte) error 
 	if next == nil {
 		next = c.next()
 	}
-	if err := c.changeLocked(ctx, func(h *Head) { h.decide(outcome, next, c.cmd.Kind, c.fence.deps.Now()) }); err != nil {
+	if err := c.swapLocked(ctx, func(h *Head) error {
+		if _, decided := h.outcome(c.cmd.ID); decided { // by this claim, and the answer was lost
+			return nil
+		}
+		if h.isCancelled(c.cmd.ID) && status != StatusCancelled {
+			return c.stop()
+		}
+		h.decide(outcome, next, c.cmd.Kind, c.fence.deps.Now())
+		return nil
+	}); err != nil {
 		return err
 	}
 	h := c.at.head
@@ -382,9 +511,7 @@ func (c *Claim) Decide(ctx context.Context, status string, detail []byte) error 
 }
 
 func (h *Head) decide(outcome Outcome, next map[string]string, kind Kind, now time.Time) {
-	h.Phase = Decided
-	h.Outcomes = append(slices.DeleteFunc(h.Outcomes, func(o Outcome) bool { return o.Command == outcome.Command }), outcome)
-	h.Outcomes = h.Outcomes[max(0, len(h.Outcomes)-KeepOutcomes):]
+	h.record(outcome)
 	if outcome.Status != StatusCancelled {
 		h.Base = next
 	}
@@ -396,6 +523,14 @@ func (h *Head) decide(outcome Outcome, next map[string]string, kind Kind, now ti
 			h.Removed = now
 		}
 	}
+}
+
+// record puts an outcome into the head. What the head says of the services stays as it is.
+func (h *Head) record(outcome Outcome) {
+	h.Phase = Decided
+	h.Outcomes = append(h.Outcomes, outcome)
+	h.Outcomes = h.Outcomes[max(0, len(h.Outcomes)-KeepOutcomes):]
+	h.Cancelled = slices.DeleteFunc(h.Cancelled, func(id string) bool { return id == outcome.Command })
 	h.Next, h.Before = nil, nil
 }
 

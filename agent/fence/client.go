@@ -38,7 +38,7 @@ func (c *Claim) Client(api client.APIClient) client.APIClient {
 
 // allowed is asked before each write. It reports whether the write is to be sent.
 func (f *fenced) allowed() (send bool, err error) {
-	if err := f.claim.Err(); err != nil {
+	if err := f.claim.Stopped(); err != nil {
 		return false, err
 	}
 	return !f.claim.Watching(), nil
@@ -293,7 +293,7 @@ func (f *fenced) unremoved(err error) error {
 
 // removeMarked removes a service that has a tombstone.
 func (f *fenced) removeMarked(ctx context.Context, id string) error {
-	if err := f.claim.Err(); err != nil {
+	if err := f.claim.Stopped(); err != nil {
 		return err
 	}
 	if err := f.APIClient.ServiceRemove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
@@ -370,8 +370,9 @@ func (f *fenced) ConfigRemove(ctx context.Context, id string) error {
 }
 
 func (f *fenced) allowedConfig(name string) (bool, error) {
-	if strings.HasPrefix(name, headPrefix) || strings.HasPrefix(name, manifestPrefix) {
-		return false, failure.New(failure.Denied, "reserved_name", name, "config %s: names that begin with %s or %s are the agents' own", name, headPrefix, manifestPrefix)
+	if strings.HasPrefix(name, headPrefix) || strings.HasPrefix(name, manifestPrefix) || name == recentName {
+		return false, failure.New(failure.Denied, "reserved_name", name, "config %s: the name %s and names that begin with %s or %s are the agents' own",
+			name, recentName, headPrefix, manifestPrefix)
 	}
 	return f.mayWrite()
 }
@@ -405,12 +406,14 @@ func (c *Claim) sawNone() {
 }
 
 // sightOf is a service's label and, if Swarm has rolled it back, since when.
-func sightOf(s swarm.Service) string {
-	at := ""
+func sightOf(s swarm.Service) string { return s.Spec.Labels[LabelGeneration] + "@" + rolledBackAt(s) }
+
+// rolledBackAt is since when Swarm has put a service back to what it was, "" if it has not.
+func rolledBackAt(s swarm.Service) string {
 	if u := s.UpdateStatus; u != nil && u.StartedAt != nil && strings.HasPrefix(string(u.State), "rollback_") {
-		at = strconv.FormatInt(u.StartedAt.UnixNano(), 10)
+		return strconv.FormatInt(u.StartedAt.UnixNano(), 10)
 	}
-	return s.Spec.Labels[LabelGeneration] + "@" + at
+	return ""
 }
 
 // rolledBack says whether Swarm itself has put the service back to what the generation found, after the generation wrote it.

@@ -22,6 +22,8 @@ const (
 	KeepOutcomes = 10
 	// KeepManifests is how many generations' manifests are kept.
 	KeepManifests = 10
+	// KeepCancelled is how many commands can be cancelled that have no outcome yet; the oldest cancellations are dropped.
+	KeepCancelled = 64
 	// MaxDetailBytes bounds what an outcome may say beside its status.
 	MaxDetailBytes = 4 << 10
 	// maxHeadBytes bounds a head's labels; Swarm refuses a raft message of 1.5 MiB.
@@ -34,6 +36,8 @@ const (
 	LabelGeneration = "axion.generation"
 	// LabelTombstone is on a service that is about to be removed, and will be.
 	LabelTombstone = "axion.tombstone"
+	// LabelRestart is the id of the command that restarted the service last, until the next deployment of its stack.
+	LabelRestart   = "axion.restart"
 	labelNamespace = "com.docker.stack.namespace"
 )
 
@@ -56,6 +60,10 @@ const (
 	labelBefore    = "axion.before"
 	labelPrevOK    = "axion.prevok"
 	labelOutcomes  = "axion.outcomes"
+	labelCancelled = "axion.cancelled"
+	labelRest      = "axion.rest"
+	labelBegun     = "axion.begun"
+	labelSpent     = "axion.spent"
 	labelRemoved   = "axion.removed"
 	labelDead      = "axion.dead"
 )
@@ -77,8 +85,10 @@ const (
 const (
 	// StatusSucceeded: the generation was applied in whole and converged.
 	StatusSucceeded = "succeeded"
-	// StatusCancelled: its owner was told to stop, at any point.
+	// StatusCancelled: the head said that the command is to be stopped, at any point.
 	StatusCancelled = "cancelled"
+	// StatusExpired: nobody had begun the command when its deadline passed.
+	StatusExpired = "expired"
 )
 
 // Outcome is how a command ended.
@@ -103,7 +113,7 @@ type Head struct {
 	GroupGeneration int32
 	// Nonce is of the last change: who finds its own knows that its change took effect.
 	Nonce string
-	// Generation and Step are what the owner works on, or worked on last.
+	// Generation and Step are what the owner works on, or worked on last. Both are 0 in a head that holds nothing but cancellations of commands to come.
 	Generation uint64
 	Step       uint32
 	// Command is the id of the generation's command.
@@ -125,7 +135,15 @@ type Head struct {
 	PrevOK bool
 	// Outcomes are the last commands' outcomes, newest last.
 	Outcomes []Outcome
-	// Removed is when the stack was removed; zero if it was not.
+	// Cancelled are the ids of commands that are to end as cancelled and have no outcome yet, newest last.
+	Cancelled []string
+	// Begun is when the generation was first claimed, on its first owner's clock.
+	Begun time.Time
+	// Spent is how long its owners have worked on it, each on its own monotonic clock, as of the last change of the head.
+	Spent time.Duration
+	// Rest says that the generation was decided without a write, when the one before it was at rest: so the stack still is.
+	Rest bool
+	// Removed is when the stack was removed; zero if it was not. In a head at generation 0 it is when that was made.
 	Removed time.Time
 	// Dead marks a head that is about to be removed, and will be.
 	Dead bool
@@ -143,6 +161,9 @@ func hashOf(s string) string {
 func (h Head) Label() string { return label(h.Generation, h.Step) }
 
 func label(generation uint64, step uint32) string { return fmt.Sprintf("%d/%d", generation, step) }
+
+// noGeneration is the place of a head that no command has claimed yet.
+const noGeneration = "0/0"
 
 // parseLabel returns 0 for what is no label of ours.
 func parseLabel(s string) (generation uint64, step uint32) {
@@ -165,16 +186,19 @@ func (h Head) outcome(command string) (Outcome, bool) {
 	return Outcome{}, false
 }
 
-// atRest says whether the head's generation succeeded and nothing has been begun since.
+// atRest says whether the head's generation succeeded, or left one that did as it was, and nothing has been begun since.
 func (h Head) atRest() bool {
 	o, ok := h.outcome(h.Command)
-	return h.Phase == Decided && ok && o.Generation == h.Generation && o.Status == StatusSucceeded
+	return h.Phase == Decided && ok && o.Generation == h.Generation && (o.Status == StatusSucceeded || h.Rest)
 }
+
+// isCancelled says whether a command is to end as cancelled.
+func (h Head) isCancelled(command string) bool { return slices.Contains(h.Cancelled, command) }
 
 func (h Head) clone() Head {
 	h.Manifests = slices.Clone(h.Manifests)
 	h.Base, h.Next, h.Before = maps.Clone(h.Base), maps.Clone(h.Next), maps.Clone(h.Before)
-	h.Outcomes = slices.Clone(h.Outcomes)
+	h.Outcomes, h.Cancelled = slices.Clone(h.Outcomes), slices.Clone(h.Cancelled)
 	return h
 }
 
@@ -196,8 +220,20 @@ func (h Head) spec() (swarm.ConfigSpec, error) {
 	if len(h.Outcomes) > 0 {
 		labels[labelOutcomes] = mustJSON(h.Outcomes)
 	}
+	if len(h.Cancelled) > 0 {
+		labels[labelCancelled] = mustJSON(h.Cancelled)
+	}
+	if h.Rest {
+		labels[labelRest] = "true"
+	}
 	if !h.Removed.IsZero() {
 		labels[labelRemoved] = h.Removed.UTC().Format(time.RFC3339)
+	}
+	if !h.Begun.IsZero() {
+		labels[labelBegun] = h.Begun.UTC().Format(time.RFC3339Nano)
+	}
+	if h.Spent > 0 {
+		labels[labelSpent] = h.Spent.String()
 	}
 	if h.Dead {
 		labels[labelDead] = "true"
@@ -226,6 +262,7 @@ func parseHead(spec swarm.ConfigSpec) (Head, error) {
 	h := Head{
 		Stack: l[labelHead], Owner: l[labelOwner], Nonce: l[labelNonce], Command: l[labelCommand], Manifest: l[labelManifest], ManifestDigest: l[labelDigest],
 		Good: l[labelGood], Phase: Phase(l[labelPhase]), PrevOK: l[labelPrevOK] == "true", Dead: l[labelDead] == "true",
+		Rest: l[labelRest] == "true",
 	}
 	if h.Stack == "" || spec.Name != headName(h.Stack) {
 		return h, fmt.Errorf("config %s is no head: its name does not fit stack %q", spec.Name, h.Stack)
@@ -244,19 +281,28 @@ func parseHead(spec swarm.ConfigSpec) (Head, error) {
 		return h, fmt.Errorf("the head of stack %s has the group generation %q", h.Stack, l[labelGroup])
 	}
 	h.GroupGeneration = int32(group)
-	if h.Generation, h.Step = parseLabel(l[labelAt]); h.Generation == 0 {
+	if h.Generation, h.Step = parseLabel(l[labelAt]); h.Generation == 0 && (l[labelAt] != noGeneration || h.Phase != Decided || h.Command != "") {
 		return h, fmt.Errorf("the head of stack %s has the generation %q", h.Stack, l[labelAt])
 	}
-	for name, to := range map[string]any{labelBase: &h.Base, labelNext: &h.Next, labelBefore: &h.Before, labelManifests: &h.Manifests, labelOutcomes: &h.Outcomes} {
+	for name, to := range map[string]any{
+		labelBase: &h.Base, labelNext: &h.Next, labelBefore: &h.Before, labelManifests: &h.Manifests, labelOutcomes: &h.Outcomes, labelCancelled: &h.Cancelled,
+	} {
 		if v, ok := l[name]; ok {
 			if err := json.Unmarshal([]byte(v), to); err != nil {
 				return h, fmt.Errorf("the head of stack %s has an unreadable label %s: %w", h.Stack, name, err)
 			}
 		}
 	}
-	if v := l[labelRemoved]; v != "" {
-		if h.Removed, err = time.Parse(time.RFC3339, v); err != nil {
-			return h, fmt.Errorf("the head of stack %s has an unreadable label %s: %w", h.Stack, labelRemoved, err)
+	for name, to := range map[string]*time.Time{labelRemoved: &h.Removed, labelBegun: &h.Begun} {
+		if v := l[name]; v != "" {
+			if *to, err = time.Parse(time.RFC3339Nano, v); err != nil {
+				return h, fmt.Errorf("the head of stack %s has an unreadable label %s: %w", h.Stack, name, err)
+			}
+		}
+	}
+	if v := l[labelSpent]; v != "" {
+		if h.Spent, err = time.ParseDuration(v); err != nil || h.Spent < 0 {
+			return h, fmt.Errorf("the head of stack %s has the time spent %q", h.Stack, v)
 		}
 	}
 	return h, nil

@@ -287,6 +287,54 @@ func (m *manager) remove(id string, generation uint64) {
 	}
 }
 
+// TestExpired: a command that nobody has begun ends in the head without a write, and the stack is at rest if it was before; one that was begun can be ended.
+func TestExpired(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manager("m", 0, r.api)
+	m.deploy("c1", 1, services{"a": "1"})
+	first := r.head()
+	expired := func(id string, generation uint64) {
+		t.Helper()
+		cmd := r.command(id, generation, services{"a": "2"})
+		cmd.Expired, cmd.Detail = true, func(status string, generation uint64) []byte { return fmt.Append(nil, status, generation) }
+		_, o, err := m.fence.Claim(t.Context(), cmd)
+		if want := fmt.Sprint(StatusExpired, generation); err != nil || o == nil || o.Status != StatusExpired || string(o.Detail) != want {
+			t.Fatalf("%v, %v", o, err)
+		}
+		if again, _, err := m.fence.Look(t.Context(), r.stack, id); err != nil || fmt.Sprint(again) != fmt.Sprint(o) {
+			t.Errorf("the head knows %v, %v", again, err)
+		}
+	}
+	expired("c2", 2)
+	expired("c3", 3)
+	r.wantState(map[string]string{"a": "1 1/1"})
+	h := r.head()
+	if h.Generation != 3 || !h.atRest() || h.Manifest != first.Manifest || h.Good != first.Good || len(h.Manifests) != 1 || fmt.Sprint(h.Base) != fmt.Sprint(first.Base) {
+		t.Errorf("head is %+v", h)
+	}
+	begun := r.command("c4", 4, services{"a": "4"})
+	m.claim(begun).Release()
+	if !r.head().PrevOK {
+		t.Error("the generation before counts as unrest")
+	}
+	begun.Expired = true
+	c := m.claim(begun) // it was begun
+	if err := m.apply(t.Context(), c, services{"a": "4"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Decide(t.Context(), "failed", nil); err != nil {
+		t.Fatal(err)
+	}
+	c.Release()
+	expired("c5", 5)
+	if h := r.head(); h.atRest() {
+		t.Errorf("after a failure the stack counts as at rest: %+v", h)
+	}
+	_, _, err := m.fence.Claim(t.Context(), Command{ID: "c6", Stack: r.stack, Generation: 4, Expired: true})
+	wantCode(t, err, CodeSuperseded)
+}
+
 // TestHeadIsForgotten after its time, and a command that comes at the same moment goes on from it.
 func TestHeadIsForgotten(t *testing.T) {
 	t.Parallel()
@@ -403,16 +451,19 @@ func TestReservedNames(t *testing.T) {
 func FuzzParseHead(f *testing.F) {
 	h := Head{
 		Stack: "shop", Epoch: 3, Owner: "a", Generation: 4, Step: 1, Command: "c", Phase: Decided, Base: map[string]string{"shop_web": "4/1"},
-		Outcomes: []Outcome{{Command: "c", Generation: 4, Status: StatusSucceeded}}, Removed: time.Unix(1e9, 0),
+		Outcomes: []Outcome{{Command: "c", Generation: 4, Status: StatusSucceeded}}, Removed: time.Unix(1e9, 0), Begun: time.Unix(1e9, 5), Spent: 3 * time.Second, Cancelled: []string{"d"}, Rest: true,
 	}
 	spec, err := h.spec()
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(spec.Labels[labelBase], spec.Labels[labelOutcomes], spec.Labels[labelAt], spec.Labels[labelRemoved])
-	f.Fuzz(func(t *testing.T, base, outcomes, at, removed string) {
+	l := spec.Labels
+	f.Add(l[labelBase], l[labelOutcomes], l[labelAt], l[labelRemoved], l[labelCancelled], l[labelSpent])
+	f.Add("{}", "[]", noGeneration, "", "", "")
+	f.Fuzz(func(t *testing.T, base, outcomes, at, removed, cancelled, spent string) {
 		spec, _ := h.spec()
-		spec.Labels[labelBase], spec.Labels[labelOutcomes], spec.Labels[labelAt], spec.Labels[labelRemoved] = base, outcomes, at, removed
+		l := spec.Labels
+		l[labelBase], l[labelOutcomes], l[labelAt], l[labelRemoved], l[labelCancelled], l[labelSpent] = base, outcomes, at, removed, cancelled, spent
 		parsed, err := parseHead(spec)
 		if err != nil {
 			return

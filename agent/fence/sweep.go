@@ -23,7 +23,8 @@ func (h Head) stale(s swarm.Service) bool {
 	return generation != 0 && generation < h.Generation && !named
 }
 
-// sweepable says whether the head's generation has an outcome, which includes a sweep that was begun and not ended.
+// sweepable says whether the head's generation has an outcome, which includes a sweep that was begun and not ended. A head without a generation says nothing of
+// the services.
 func (h Head) sweepable() bool {
 	_, decided := h.outcome(h.Command)
 	return decided && !h.Dead
@@ -42,7 +43,7 @@ func (f *Fence) sweepAll(ctx context.Context, all []*stored, generation int32) e
 	}
 	var errs []error
 	for _, at := range all {
-		if !at.head.sweepable() && !at.head.Dead {
+		if !at.head.sweepable() && !at.head.Dead && at.head.Generation != 0 {
 			continue
 		}
 		if generation < at.head.GroupGeneration && f.stoodStill(at) < f.cfg.Standstill {
@@ -53,7 +54,7 @@ func (f *Fence) sweepAll(ctx context.Context, all []*stored, generation int32) e
 			dirty = dirty || at.head.stale(s)
 		}
 		switch {
-		case dirty:
+		case dirty && at.head.sweepable():
 			errs = append(errs, f.sweep(ctx, at.head.Stack, generation))
 		case at.head.Dead || !at.head.Removed.IsZero() && f.deps.Now().Sub(at.head.Removed) > keepRemoved:
 			errs = append(errs, f.forget(ctx, at))

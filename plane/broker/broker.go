@@ -195,7 +195,7 @@ func (b *Broker) Addresses() []string {
 func (b *Broker) ClientOpts() []kgo.Opt {
 	opts := []kgo.Opt{kgo.ClientID(clientID), kgo.SeedBrokers(b.Addresses()...)}
 	if b.embedded != nil {
-		return append(opts, kgo.Dialer(b.embedded.dial), kgo.SASL(scram.Auth{User: planeUser, Pass: password(b.cfg.Secret, planeUser)}.AsSha512Mechanism()))
+		return append(opts, kgo.Dialer(b.embedded.dial), kgo.SASL(PlaneUser(b.cfg.Secret).AsSha512Mechanism()))
 	}
 	if b.cfg.ClientTLS != nil {
 		opts = append(opts, kgo.DialTLSConfig(b.cfg.ClientTLS.Clone()))
@@ -230,6 +230,11 @@ func planeMechanism(c *runnerv1.SaslCredentials) (sasl.Mechanism, error) {
 	default:
 		return nil, fmt.Errorf("SASL mechanism %v is not known", c.GetMechanism())
 	}
+}
+
+// PlaneUser is the plane's own user on the embedded broker, who may do everything there. The secret is Config.Secret.
+func PlaneUser(secret []byte) scram.Auth {
+	return scram.Auth{User: planeUser, Pass: password(secret, planeUser)}
 }
 
 // password makes a user's password: 256 bits that only the owner of the secret can make again.

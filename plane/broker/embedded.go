@@ -71,7 +71,7 @@ func (e *embedded) start() error {
 		// An acknowledged event is taken out of the agent's outbox, and an offset that the plane has noted must not lie beyond the log's end after a power cut.
 		// So every write is synced (1-2 ms), as the plane's own database does.
 		kfake.SyncWrites(),
-		kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("SCRAM-SHA-512", planeUser, password(e.cfg.Secret, planeUser)),
+		kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("SCRAM-SHA-512", planeUser, PlaneUser(e.cfg.Secret).Pass),
 		kfake.ListenFn(func(string, string) (net.Listener, error) { return e.guard, nil }),
 		kfake.WithLogger(clusterLog{e.log}),
 	)

@@ -79,9 +79,9 @@ func TestRules(t *testing.T) {
 		direction Direction
 		want      string
 	}{
-		"both": {Both, "*raw\n-A axion-rig -i eth0 -s 1.2.3.4 -j DROP\nCOMMIT\n*mangle\n-A axion-rig -o eth0 -d 1.2.3.4 -j DROP\nCOMMIT\n"},
-		"in":   {In, "*raw\n-A axion-rig -i eth0 -s 1.2.3.4 -j DROP\nCOMMIT\n*mangle\nCOMMIT\n"},
-		"out":  {Out, "*raw\nCOMMIT\n*mangle\n-A axion-rig -o eth0 -d 1.2.3.4 -j DROP\nCOMMIT\n"},
+		"both": {Both, "*raw\n-A axion-rig -i eth0 -s 1.2.3.4 -j DROP\nCOMMIT\n*mangle\n-A axion-rig -o eth0 -d 1.2.3.4 -j DROP\nCOMMIT\n*filter\nCOMMIT\n"},
+		"in":   {In, "*raw\n-A axion-rig -i eth0 -s 1.2.3.4 -j DROP\nCOMMIT\n*mangle\nCOMMIT\n*filter\nCOMMIT\n"},
+		"out":  {Out, "*raw\nCOMMIT\n*mangle\n-A axion-rig -o eth0 -d 1.2.3.4 -j DROP\nCOMMIT\n*filter\nCOMMIT\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var rules ruleSet

@@ -105,6 +105,16 @@ func (h *Host) Logs(ctx context.Context, lines int) (string, error) {
 	return demultiplexed(stream)
 }
 
+// LogsSince returns what the host printed after that moment.
+func (h *Host) LogsSince(ctx context.Context, moment time.Time) (string, error) {
+	stream, err := h.rig.docker.ContainerLogs(ctx, h.id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Since: moment.Format(time.RFC3339Nano)})
+	if err != nil {
+		return "", h.failed("logs", err)
+	}
+	defer func() { _ = stream.Close() }()
+	return demultiplexed(stream)
+}
+
 func demultiplexed(stream io.Reader) (string, error) {
 	var text bytes.Buffer
 	_, err := stdcopy.StdCopy(&text, &text, stream)
