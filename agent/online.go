@@ -99,7 +99,7 @@ func (a *Agent) newOnline() (*online, error) {
 // newFence sweeps while the cluster's topic is assigned to this agent.
 func (o *online) newFence() (*fence.Fence, error) {
 	a := o.agent
-	return fence.New(fence.Config{Owner: a.identity.AgentID()}, fence.Deps{
+	return fence.New(fence.Config{Owner: a.identity.AgentID(), SkipUnchanged: a.cfg.Stack.SkipUnchanged}, fence.Deps{
 		Client:   func() fence.API { return a.engine.Client() },
 		Assigned: func() (int32, bool) { return o.cluster.Assigned() },
 		Manager:  func() bool { return a.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
