@@ -42,7 +42,7 @@ func New(cfg Config, deps Deps) (*Client, error) {
 		pace: pace{
 			backoff: backoff.Backoff{First: t.BackoffMin, Random: deps.Random}, healthyAfter: t.HealthyAfter, max: t.BackoffMax, soon: min(t.BackoffSoon, t.BackoffMax),
 		},
-		state:   state{notify: deps.OnState, changed: make(chan struct{})},
+		state: state{notify: deps.OnState, changed: make(chan struct{})},
 	}, nil
 }
 
