@@ -37,6 +37,7 @@ type online struct {
 	own       *bus.Consumer // of the agent's topic
 	cluster   *bus.Consumer // of the cluster's topic
 	session   *session.Client
+	joined    chan struct{}        // has a value when a consumer's membership is new and the plane is to be told
 	telemetry *telemetry.Collector // nil if it is switched off or the host shows no cgroups
 }
 
@@ -48,7 +49,7 @@ const tellProgressFor = 24 * time.Hour
 
 // newOnline builds what needs an identity; it starts nothing. With an error, what was built so far is to be closed.
 func (a *Agent) newOnline() (*online, error) {
-	o := &online{agent: a, log: a.log.With("agent_id", a.identity.AgentID())}
+	o := &online{agent: a, log: a.log.With("agent_id", a.identity.AgentID()), joined: make(chan struct{}, 1)}
 	access, err := a.kafkaAccess()
 	if err != nil {
 		return o, err
@@ -147,6 +148,7 @@ func (o *online) newSession() (*session.Client, error) {
 		Node:      a.engine.Node,
 		Nodes:     a.engine.Nodes,
 		Heartbeat: o.heartbeat,
+		Beat:      o.joined,
 		Handler:   a.immediate(o.commands.Cancel),
 		Logs:      a.logs(),
 		Refused:   func(string) { a.identity.RenewNow() },
@@ -188,7 +190,15 @@ func (o *online) consumer(name string, access *runnerv1.KafkaAccess, topic, grou
 	return bus.NewConsumer(bus.ConsumerConfig{
 		Config: a.kafkaClient(name, access), Topic: topic, Group: group,
 		MemberFile: filepath.Join(a.cfg.Agent.StateDir, "kafka-member-"+name),
-	}, bus.ConsumerDeps{Handler: handler, Log: o.log, Warn: a.warnings})
+	}, bus.ConsumerDeps{Handler: handler, Log: o.log, Warn: a.warnings, Joined: o.tellMembership})
+}
+
+// tellMembership has the plane told at once: should this agent die before its next heartbeat, the plane must know which member to take out of the group.
+func (o *online) tellMembership() {
+	select {
+	case o.joined <- struct{}{}:
+	default:
+	}
 }
 
 // sign signs an event with the key of the certificate that the agent has now.

@@ -45,6 +45,8 @@ type ConsumerDeps struct {
 	Handler Handler
 	Log     *slog.Logger
 	Warn    Warner
+	// Joined is told that Membership has another member id than before. It must not block. May be nil.
+	Joined func()
 }
 
 // timing is how long things take; only tests change it.
@@ -260,7 +262,10 @@ func (s *session) joined(gen *kafka.Generation) {
 	s.memberID = gen.MemberID
 	s.former.joined()
 	s.writeMember(gen.MemberID)
-	s.member.Store(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
+	before := s.member.Swap(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
+	if s.deps.Joined != nil && before.GetMemberId() != gen.MemberID {
+		s.deps.Joined()
+	}
 	s.state.well()
 	assigned := len(gen.Assignments[s.cfg.Topic])
 	s.assigned.Store(0)

@@ -144,6 +144,8 @@ type Deps struct {
 	Nodes func(ctx context.Context) (*runnerv1.NodeList, error)
 	// Heartbeat returns a new message with what the agent knows of itself; the session fills in sequence and time. It must not block.
 	Heartbeat func() *runnerv1.Heartbeat
+	// Beat asks for a heartbeat now, for each value, because it says something that cannot wait for the next one. May be nil.
+	Beat <-chan struct{}
 	// Handler does immediate commands.
 	Handler Handler
 	// Logs reads logs; nil refuses log streams.

@@ -44,7 +44,7 @@ type Event struct {
 	Time time.Time
 	// Data is the protobuf of the message that Type names.
 	Data []byte
-	// Duplicates counts later events of the same id, Conflicts those among them that said something else.
+	// Duplicates counts later events of the same id, Conflicts those among them that said something else; of an outcome: another verdict.
 	Duplicates, Conflicts uint64
 }
 
@@ -131,7 +131,7 @@ func findEvent(ctx context.Context, tx querier, n NewEvent, data []byte) (found,
 	err = tx.QueryRowContext(ctx, `SELECT data FROM events WHERE cluster_id = $1 AND id = $2`, n.ClusterID, n.Envelope.ID).Scan(&have)
 	switch {
 	case err == nil:
-		return true, !bytes.Equal(have, data), nil
+		return true, contradicts(n.Message, have, data), nil
 	case !errors.Is(err, sql.ErrNoRows):
 		return false, false, fmt.Errorf("look for event %s: %w", n.Envelope.ID, err)
 	case n.Envelope.Type != OutcomeType:
@@ -143,6 +143,28 @@ func findEvent(ctx context.Context, tx querier, n NewEvent, data []byte) (found,
 		return false, false, fmt.Errorf("look for command %s: %w", n.Envelope.CausationID, err)
 	}
 	return closed > 0, false, nil
+}
+
+// contradicts says whether an event that came again says something else than the stored one. A manager that finds an outcome in a stack's head tells it without
+// the lists of services and changes, which the head does not hold: it is the same outcome as long as the verdict is.
+func contradicts(again proto.Message, have, data []byte) bool {
+	if bytes.Equal(have, data) {
+		return false
+	}
+	outcome, ok := again.(*runnerv1.CommandOutcome)
+	var first runnerv1.CommandOutcome
+	return !ok || proto.Unmarshal(have, &first) != nil || verdictOf(outcome) != verdictOf(&first)
+}
+
+type verdict struct {
+	status     runnerv1.OutcomeStatus
+	failure    string // its code
+	stack      string
+	generation uint64
+}
+
+func verdictOf(o *runnerv1.CommandOutcome) verdict {
+	return verdict{o.GetStatus(), o.GetFailure().GetCode(), o.GetStack(), o.GetGeneration()}
 }
 
 func (l *Ledger) insertEvent(ctx context.Context, tx querier, n NewEvent, data []byte) error {

@@ -412,6 +412,23 @@ func TestOutcomeOfAnotherClusterClosesNothing(t *testing.T) {
 	}
 }
 
+// A stack's head holds the verdict and not the lists: a manager that finds an outcome there tells the same one.
+func TestOutcomeWithoutItsListsIsTheSame(t *testing.T) {
+	l, _ := open(t, Config{})
+	cmd := submit(t, l, deploy("shop"))
+	whole := &runnerv1.CommandOutcome{
+		Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_FAILED, Stack: "shop", Generation: 1, Failure: &runnerv1.Failure{Code: "tasks_failed", Message: "long"},
+		Services: []*runnerv1.ServiceProgress{{Service: "shop_web"}},
+	}
+	found := proto.CloneOf(whole)
+	found.Services, found.Failure.Message = nil, "shortened"
+	another := proto.CloneOf(found)
+	another.Failure.Code = "rolled_back"
+	if c := keep(t, l, event(t, cmd.ID, whole), event(t, cmd.ID, found), event(t, cmd.ID, another)); c != (Counts{Stored: 1, Duplicates: 2, Conflicts: 1}) {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestFirstEventWins(t *testing.T) {
 	l, _ := open(t, Config{})
 	cmd := submit(t, l, deploy("shop"))

@@ -50,12 +50,12 @@ func (n *Node) Client() *client.Client { return n.client }
 func (n *Node) dir() string    { return filepath.Join(n.rig.dir, n.name) }
 func (n *Node) socket() string { return filepath.Join(n.dir(), "docker.sock") }
 
-// Start boots the node and returns when its engine answers. Its agent is started again by the Swarm.
+// Start boots the node and returns when its engine answers, also after KillEngine. Its agent is started again by the Swarm.
 func (n *Node) Start(ctx context.Context) error {
 	if err := n.start(ctx); err != nil {
 		return err
 	}
-	return n.waitEngine(ctx)
+	return n.StartEngine(ctx)
 }
 
 // KillEngine kills the engine with SIGKILL and keeps it down until StartEngine. Containers go on without it.

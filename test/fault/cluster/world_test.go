@@ -114,9 +114,6 @@ func (w *world) keepWhole(t *testing.T) {
 	started := time.Now()
 	t.Cleanup(func() {
 		ctx := context.Background() // the test's own has ended
-		if t.Failed() {
-			t.Log(w.Diagnosis(ctx))
-		}
 		if err := w.heal(ctx); err != nil {
 			t.Errorf("the rig is not whole after the test: %v", err)
 		}
@@ -127,6 +124,9 @@ func (w *world) keepWhole(t *testing.T) {
 		if n := strings.Count(logs, planeConflict); n > 0 {
 			t.Errorf("the plane was told another outcome of a command %d times", n)
 		}
+		if t.Failed() {
+			t.Log(w.Diagnosis(ctx))
+		}
 	})
 }
 
@@ -136,7 +136,7 @@ func (w *world) heal(ctx context.Context) error {
 		return err
 	}
 	for _, n := range w.Nodes() {
-		if err := errors.Join(n.Start(ctx), n.Heal(ctx), n.StartEngine(ctx), n.FreeDisk(ctx)); err != nil {
+		if err := errors.Join(n.Start(ctx), n.Heal(ctx), n.FreeDisk(ctx)); err != nil {
 			return err
 		}
 	}
