@@ -74,6 +74,7 @@ type world struct {
 func eachKafka(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Parallel()
 	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
 		w := newWorld(t)
 		w.start(startEmbedded(t, w.ca))
 		test(t, w)
@@ -83,6 +84,7 @@ func eachKafka(t *testing.T, test func(t *testing.T, w *world)) {
 	}
 	for _, version := range []string{kafka.Version4, kafka.Version3} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.start(startApache(t, w.ca, version, 1))
 			test(t, w)
