@@ -112,7 +112,7 @@ func (m *manager) configure(token string) {
 func (m *manager) start(crashAt string) {
 	m.t.Helper()
 	cmd := exec.Command(m.program, "--config", filepath.Join(m.dir, "agent.toml"))
-	cmd.Env = append(os.Environ(), crashpoint.Variable+"="+crashAt)
+	cmd.Env = []string{crashpoint.Variable + "=" + crashAt} // the tests' own AXION_ variables would be refused
 	cmd.Stderr = m.log
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -199,6 +199,26 @@ func (m *manager) kill() {
 func (m *manager) term() {
 	cmd, _ := m.process()
 	_ = cmd.Process.Signal(syscall.SIGTERM)
+}
+
+// termAgain is term once the first signal has been taken: two signals that come together are one.
+func (m *manager) termAgain() {
+	for m.alive() {
+		m.term()
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (m *manager) exitCode() int {
+	cmd, _ := m.process()
+	return cmd.ProcessState.ExitCode()
+}
+
+// startedAt is when the newest process was started.
+func (m *manager) startedAt() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.began
 }
 
 // gone waits for the process's end.

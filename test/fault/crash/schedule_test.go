@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/axion/runner-agent/plane/broker"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
@@ -26,12 +27,12 @@ const (
 	// seedVariable names the environment variable with the seed of the first schedule; each further one has the next number.
 	seedVariable = "AXION_FAULT_SEED"
 	// shortSchedules is how long the short form goes on beginning schedules.
-	shortSchedules = 45 * time.Second
+	shortSchedules = 90 * time.Second
 	// longSchedules and longTime bound the long form.
 	longSchedules = 1000
 	longTime      = 90 * time.Minute
 	// farthestStep bounds at which step, of any name, an agent is killed: a schedule has about so many.
-	farthestStep = 120
+	farthestStep = 70
 	// killings is how often each manager is killed in a schedule at most, by a crash point.
 	killings = 2
 )
@@ -119,8 +120,9 @@ func (c *cluster) plan(r *rand.Rand, number int, s *stacks.Stack) ([]planned, re
 			marks, replicas = map[string]string{}, 0
 			p.message = &runnerv1.StackRemove{Stack: s.Name, Generation: g}
 		case kind == 1 && len(at.marks) > 0:
-			replicas = 1 - at.replicas
-			p.message = &runnerv1.ServiceScale{Service: s.Service("a"), Replicas: replicas, Generation: g}
+			replicas = at.replicas + 1
+			p.message = &runnerv1.ServiceScale{Service: s.Service("a"), Replicas: replicas, Generation: g, Timeout: durationpb.New(time.Second)}
+			p.status = runnerv1.OutcomeStatus_OUTCOME_STATUS_TIMED_OUT
 		default:
 			marks, replicas = map[string]string{"a": strconv.FormatUint(g, 10)}, 0
 			for _, name := range []string{"b", "c"} {
@@ -128,7 +130,12 @@ func (c *cluster) plan(r *rand.Rand, number int, s *stacks.Stack) ([]planned, re
 					marks[name] = strconv.Itoa(r.IntN(2)) // often the same as before
 				}
 			}
-			p.message = s.Deploy(g, stacks.Marked(marks))
+			services := stacks.Marked(marks)
+			for name, service := range services {
+				service.Deploy = never // tasks take seconds to start and to end, and add nothing here: a scaling ends with its timeout
+				services[name] = service
+			}
+			p.message = s.Deploy(g, services)
 		}
 		if g < at.generation {
 			p.status = runnerv1.OutcomeStatus_OUTCOME_STATUS_SUPERSEDED
@@ -178,6 +185,7 @@ func (c *cluster) schedule(seed uint64, total *counts) {
 	}
 	commands := slices.Concat(perStack...)
 	order := mixed(r, perStack)
+	begun := time.Now()
 	chaos := c.chaos(r, total)
 	for _, p := range order {
 		c.produce(p, all[p.stack].Name)
@@ -186,7 +194,14 @@ func (c *cluster) schedule(seed uint64, total *counts) {
 	for _, p := range commands {
 		c.await(p.id)
 	}
+	ended := time.Since(begun)
 	chaos.end()
+	if ended > 15*time.Second {
+		for _, m := range c.managers {
+			fmt.Println("SLOW", seed, m.dir, m.log.tail())
+		}
+	}
+	defer func() { c.t.Logf("ended %.1f, all %.1f: %v", ended.Seconds(), time.Since(begun).Seconds(), chaos.told) }()
 	for i, s := range all {
 		c.atRest(s, rests[i].command, rests[i].generation, rests[i].marks)
 		if a, ok := s.Live()["a"]; ok && stacks.Replicas(a) != rests[i].replicas {
@@ -276,7 +291,7 @@ func (x *chaos) draw(n int) int {
 func (x *chaos) tell(format string, args ...any) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.told = append(x.told, fmt.Sprintf(format, args...))
+	x.told = append(x.told, time.Now().Format("05.000 ")+fmt.Sprintf(format, args...))
 }
 
 // manage starts a manager again whenever it is gone, as Swarm does; the first times it is armed.

@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"context"
 	"net"
 	"strings"
 	"sync"
@@ -41,7 +42,7 @@ type journal struct {
 }
 
 // lastLines bounds what is kept of a log.
-const lastLines = 150
+const lastLines = 400
 
 func (j *journal) Write(p []byte) (int, error) {
 	j.mu.Lock()
@@ -68,4 +69,13 @@ func (j *journal) tail() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return strings.Join(j.last, "\n")
+}
+
+// contextWithin gives the first tries of a request too little time, each more than the one before; the last two have enough.
+func contextWithin(t *testing.T, try int) (context.Context, context.CancelFunc) {
+	limits := []time.Duration{500 * time.Microsecond, 2 * time.Millisecond, 5 * time.Millisecond}
+	if try < len(limits) {
+		return context.WithTimeout(t.Context(), limits[try])
+	}
+	return context.WithTimeout(t.Context(), patience)
 }
