@@ -462,16 +462,19 @@ func TestRestartUndoneBySwarm(t *testing.T) {
 	r.wantRestarts(1)
 	r.until("the rollback", patience, func() bool {
 		u := r.service().UpdateStatus
-		return u != nil && strings.HasPrefix(string(u.State), "rollback_")
+		return u != nil && u.State == swarm.UpdateStateRollbackCompleted
 	})
 	r.wantRestarts(0)
+	undone := r.service().Version
 	cmd.GroupGeneration = 2
 	_, err = second.restart(t.Context(), cmd)
 	wantCode(t, err, "rolled_back")
 	held.Land(t)
-	r.wantRestarts(0)
 	if o := second.ended(cmd); o.Status != "rolled_back" {
 		t.Errorf("outcome is %+v", o)
+	}
+	if now := r.service().Version; now != undone {
+		t.Errorf("the service was at version %d and is at %d", undone.Index, now.Index)
 	}
 }
 
