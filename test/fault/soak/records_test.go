@@ -33,12 +33,9 @@ func TestRecords(t *testing.T) {
 	stack := w.prefix + "-records"
 	var good uint64
 	for i := range goodGenerations + badGenerations {
-		image, want := w.image, runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED
-		if i >= goodGenerations {
-			image, want = "axt-soak/there-is-no-such-image", runnerv1.OutcomeStatus_OUTCOME_STATUS_TIMED_OUT
-		}
+		ends := i < goodGenerations
 		resp, err := w.operator.SubmitCommand(t.Context(), &planev1.SubmitCommandRequest{
-			ClusterId: cluster, Command: &planev1.SubmitCommandRequest_StackDeploy{StackDeploy: secretive(stack, image, i, want)},
+			ClusterId: cluster, Command: &planev1.SubmitCommandRequest_StackDeploy{StackDeploy: w.secretive(stack, i, ends)},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -47,10 +44,10 @@ func TestRecords(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if outcome.GetStatus() != want {
+		if succeeded := outcome.GetStatus() == runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED; succeeded != ends {
 			t.Fatalf("generation %d ended as %s: %s", resp.GetGeneration(), outcome.GetStatus(), outcome.GetFailure())
 		}
-		if i < goodGenerations {
+		if ends {
 			good = resp.GetGeneration()
 		}
 	}
@@ -61,11 +58,11 @@ func TestRecords(t *testing.T) {
 		fmt.Sprintf("%d kept, generation %d among them; none in %d records", kept, good, searched))
 }
 
-// secretive is a deployment that brings secrets in each of the ways in which it can.
-func secretive(stack, image string, i int, want runnerv1.OutcomeStatus) *runnerv1.StackDeploy {
-	replicas, timeout := 0, time.Minute
-	if want != runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED {
-		replicas, timeout = 1, time.Second
+// secretive is a deployment that brings secrets in each of the ways in which it can. One that does not end well has an image that does not exist.
+func (w *world) secretive(stack string, i int, ends bool) *runnerv1.StackDeploy {
+	image, replicas, timeout := w.image, 0, time.Minute
+	if !ends {
+		image, replicas, timeout = "axt-soak/there-is-no-such-image", 1, time.Second
 	}
 	text := fmt.Sprintf(`version: "3.9"
 services:
