@@ -18,6 +18,7 @@ import (
 
 	"github.com/axion/runner-agent/agent/identity"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/test/fault"
 )
 
 const (
@@ -47,9 +48,11 @@ func (w *world) faults(killAgent, killPlane bool) []breakage {
 			sleep(ctx, time.Duration(rand.Int64N(int64(cutFor))))
 			return nil
 		}},
-		{"broker half-open", func(context.Context) error { w.toKafka.HalfOpen(); return nil }},
 		{"session cut", func(context.Context) error { w.toPlane.Cut(); return nil }},
 		{"messages repeated", w.repeat},
+	}
+	if fault.Long() { // it takes a while until the agent notices
+		all = append(all, breakage{"broker half-open", func(context.Context) error { w.toKafka.HalfOpen(); return nil }})
 	}
 	if killAgent {
 		all = append(all, breakage{"agent killed", func(context.Context) error {
