@@ -1,9 +1,10 @@
-// Command table prints a report of the fault tests (fault.Report) as a table:
+// Command table prints a report of the fault tests (fault.Report) as a table, or writes it into a document in the place of the one that is there:
 //
-//	table [-markdown] FILE
+//	table [-document FILE.md] REPORT
 package main
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"os"
@@ -11,17 +12,20 @@ import (
 	"github.com/axion/runner-agent/test/fault"
 )
 
+// The table in a document stands between these lines.
+const begin, end = "<!-- report: begin -->\n", "<!-- report: end -->\n"
+
 func main() {
-	markdown := flag.Bool("markdown", false, "print a table in Markdown, not columns of text")
+	document := flag.String("document", "", "Markdown `file` whose table is replaced")
 	flag.Parse()
-	if err := run(flag.Arg(0), *markdown); err != nil {
+	if err := run(flag.Arg(0), *document); err != nil {
 		fmt.Fprintln(os.Stderr, "table:", err)
 		os.Exit(1)
 	}
 }
 
-func run(path string, markdown bool) error {
-	file, err := os.Open(path)
+func run(report, document string) error {
+	file, err := os.Open(report)
 	if err != nil {
 		return err
 	}
@@ -30,8 +34,25 @@ func run(path string, markdown bool) error {
 	if err != nil {
 		return err
 	}
-	if markdown {
-		return fault.WriteMarkdown(os.Stdout, lines)
+	if document == "" {
+		return fault.WriteTable(os.Stdout, lines)
 	}
-	return fault.WriteTable(os.Stdout, lines)
+	text, err := os.ReadFile(document)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := bytes.Cut(text, []byte(begin))
+	_, after, ok2 := bytes.Cut(rest, []byte(end))
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no place for the table", document)
+	}
+	var out bytes.Buffer
+	out.Write(before)
+	out.WriteString(begin)
+	if err := fault.WriteMarkdown(&out, lines); err != nil {
+		return err
+	}
+	out.WriteString(end)
+	out.Write(after)
+	return os.WriteFile(document, out.Bytes(), 0o644)
 }
