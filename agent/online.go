@@ -100,7 +100,7 @@ func (a *Agent) newOnline() (*online, error) {
 // newFence sweeps while the cluster's topic is assigned to this agent.
 func (o *online) newFence() (*fence.Fence, error) {
 	a := o.agent
-	return fence.New(fence.Config{Owner: a.identity.AgentID()}, fence.Deps{
+	return fence.New(fence.Config{Owner: a.identity.AgentID(), SkipUnchanged: a.cfg.Stack.SkipUnchanged}, fence.Deps{
 		Client:   func() fence.API { return a.engine.Client() },
 		Assigned: func() (int32, bool) { return o.cluster.Assigned() },
 		Manager:  func() bool { return a.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
@@ -108,12 +108,21 @@ func (o *online) newFence() (*fence.Fence, error) {
 	})
 }
 
-// outbox is the journal's, whose old outcomes are compared with the heads before they are sent.
+// outbox is the journal's, whose old outcomes are compared with what the Swarm says before they are sent.
 func (o *online) outbox() *comparedOutbox {
 	return &comparedOutbox{
-		Bolt: o.journal, look: o.fence.Look, started: o.agent.started, log: o.log, now: time.Now,
+		Bolt: o.journal, look: o.decided, started: o.agent.started, log: o.log, now: time.Now,
 		manager: func() bool { return o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
 	}
+}
+
+// decided tells what the Swarm knows of a command, which may have no stack: the ring does if it has no generation, else its stack's head.
+func (o *online) decided(ctx context.Context, stack, command string) (outcome *fence.Outcome, begun bool, err error) {
+	outcome, begun, err = o.fence.Recent().Look(ctx, command)
+	if err != nil || begun || stack == "" {
+		return outcome, begun, err
+	}
+	return o.fence.Look(ctx, stack, command)
 }
 
 // newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.

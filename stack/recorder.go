@@ -142,10 +142,19 @@ func (r *recorder) ServiceCreate(ctx context.Context, spec swarm.ServiceSpec, o 
 	return response, err
 }
 
+// leaver is a client that may answer an update without sending it, because it would change nothing.
+type leaver interface{ LeftAlone(id string) bool }
+
+// leftAlone says whether the update of an object was no change.
+func (r *recorder) leftAlone(id string) bool {
+	l, may := r.APIClient.(leaver)
+	return may && l.LeftAlone(id)
+}
+
 // ServiceUpdate tells of the change.
 func (r *recorder) ServiceUpdate(ctx context.Context, id string, version swarm.Version, spec swarm.ServiceSpec, o swarm.ServiceUpdateOptions) (swarm.ServiceUpdateResponse, error) {
 	response, err := r.APIClient.ServiceUpdate(ctx, id, version, spec, o)
-	if err == nil {
+	if err == nil && !r.leftAlone(id) {
 		r.changed(KindService, Updated, spec.Name, id)
 	}
 	return response, err
@@ -217,7 +226,7 @@ func (r *recorder) ConfigCreate(ctx context.Context, spec swarm.ConfigSpec) (swa
 // ConfigUpdate tells of the change.
 func (r *recorder) ConfigUpdate(ctx context.Context, id string, version swarm.Version, spec swarm.ConfigSpec) error {
 	err := r.APIClient.ConfigUpdate(ctx, id, version, spec)
-	if err == nil {
+	if err == nil && !r.leftAlone(id) {
 		r.changed(KindConfig, Updated, spec.Name, id)
 	}
 	return err

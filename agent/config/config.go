@@ -17,6 +17,7 @@ type Config struct {
 	Engine    Engine
 	Kafka     Kafka
 	Commands  Commands
+	Stack     Stack
 	Health    Health
 	Local     Local
 	Telemetry Telemetry
@@ -71,6 +72,12 @@ type Commands struct {
 	MaxConcurrent int
 	// DefaultTimeout is how long a deployment may take that does not say so itself.
 	DefaultTimeout time.Duration
+}
+
+// Stack is about how stacks are deployed.
+type Stack struct {
+	// SkipUnchanged leaves services unwritten that are as they should be, when that is safe.
+	SkipUnchanged bool
 }
 
 // Health is about the health server.

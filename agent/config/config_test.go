@@ -65,6 +65,7 @@ func TestDefaults(t *testing.T) {
 		Engine:    Engine{Host: "unix:///var/run/docker.sock"},
 		Kafka:     Kafka{MaxMessageBytes: 8 << 20},
 		Commands:  Commands{MaxConcurrent: 4, DefaultTimeout: 10 * time.Minute},
+		Stack:     Stack{SkipUnchanged: true},
 		Health:    Health{Listen: "127.0.0.1:9180"},
 		Local:     Local{Socket: "/run/axion/agent.sock"},
 		Telemetry: Telemetry{Enabled: true, Interval: 10 * time.Second, CgroupRoot: "/host/sys/fs/cgroup", ProcRoot: "/host/proc"},

@@ -47,6 +47,7 @@ var sections = []struct{ name, doc string }{
 	{"engine", "The Docker engine of this node."},
 	{"kafka", "How commands and events travel. Enrolment brings brokers and credentials; set them here only for brokers that the control plane does not manage."},
 	{"commands", "Commands that come by Kafka."},
+	{"stack", "How stacks are deployed."},
 	{"health", "The HTTP server with /livez, /readyz, /health and /metrics."},
 	{"local", "The Unix socket for the agent's own command line and for a desktop client on this host."},
 	{"telemetry", "CPU, memory, disk and network figures of the host and its containers."},
@@ -109,6 +110,10 @@ var keys = []key{
 	{
 		section: "commands", name: "default_timeout", target: func(c *Config) any { return &c.Commands.DefaultTimeout }, def: "10m", min: int64(time.Second), max: int64(24 * time.Hour),
 		doc: "How long a deployment may take to converge if it does not say so itself.",
+	},
+	{
+		section: "stack", name: "skip_unchanged", target: func(c *Config) any { return &c.Stack.SkipUnchanged }, def: "true",
+		doc: "Whether a deployment leaves services alone that are as they should be. With false each is written again, as docker stack deploy does it.",
 	},
 	{
 		section: "health", name: "listen", target: func(c *Config) any { return &c.Health.Listen }, def: "127.0.0.1:9180", check: listenAddress,

@@ -28,12 +28,19 @@ type fenced struct {
 
 	mu     sync.Mutex
 	passed map[string]swarm.Service // by id: what the last list said, and no write has used up
+	// left are the ids of objects that an update was not sent for, because it would have changed nothing.
+	left     map[string]bool
+	networks map[string]string // ids by name
 }
 
 // Client wraps a client for one attempt at the claim's command.
 func (c *Claim) Client(api client.APIClient) client.APIClient {
 	c.repeat.Store(false)
-	return &fenced{APIClient: api, claim: c, passed: map[string]swarm.Service{}}
+	return newFenced(c, api)
+}
+
+func newFenced(c *Claim, api client.APIClient) *fenced {
+	return &fenced{APIClient: api, claim: c, passed: map[string]swarm.Service{}, left: map[string]bool{}, networks: map[string]string{}}
 }
 
 // allowed is asked before each write. It reports whether the write is to be sent.
@@ -178,6 +185,13 @@ func (f *fenced) listed(id string) (swarm.Service, bool) {
 	return s, ok
 }
 
+// leave notes that an object needs no update.
+func (f *fenced) leave(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left[id] = true
+}
+
 // used forgets a version: it is good for one write.
 func (f *fenced) used(id string) {
 	f.mu.Lock()
@@ -207,9 +221,10 @@ func (f *fenced) appeared(ctx context.Context, name string) bool {
 }
 
 // ServiceUpdate writes a listed service with its listed version. One that this generation has written already stays as it is: to write it again would make
-// Swarm's own rollback lead to nowhere. So does one that Swarm has rolled back since: that is how the generation ended, and not to be repaired.
+// Swarm's own rollback lead to nowhere. So does one that Swarm has rolled back since: that is how the generation ended, and not to be repaired. So, too, may one
+// that is as it should be.
 func (f *fenced) ServiceUpdate(ctx context.Context, id string, version swarm.Version, spec swarm.ServiceSpec, o swarm.ServiceUpdateOptions) (swarm.ServiceUpdateResponse, error) {
-	if send, err := f.mayWrite(); err != nil || !send {
+	if send, err := f.allowed(); err != nil || !send {
 		return swarm.ServiceUpdateResponse{}, err
 	}
 	s, ok := f.listed(id)
@@ -219,6 +234,13 @@ func (f *fenced) ServiceUpdate(ctx context.Context, id string, version swarm.Ver
 	if has := s.Spec.Labels[LabelGeneration]; has == f.claim.label || f.claim.rolledBack(s) {
 		f.claim.wrote(s.Spec.Name, has)
 		return swarm.ServiceUpdateResponse{}, nil
+	}
+	if f.unchanged(ctx, s, spec, o) { // it keeps the label that the head's base has
+		f.leave(id)
+		return swarm.ServiceUpdateResponse{}, nil
+	}
+	if send, err := f.mayWrite(); err != nil || !send {
+		return swarm.ServiceUpdateResponse{}, err
 	}
 	response, err := f.APIClient.ServiceUpdate(ctx, id, version, f.ours(spec), o)
 	f.used(id)
@@ -345,8 +367,10 @@ func (f *fenced) SecretRemove(ctx context.Context, id string) error {
 
 // ConfigCreate creates a config, but none that looks like this package's own.
 func (f *fenced) ConfigCreate(ctx context.Context, spec swarm.ConfigSpec) (swarm.ConfigCreateResponse, error) {
-	send, err := f.allowedConfig(spec.Name)
-	if err != nil || !send {
+	if err := reserved(spec.Name); err != nil {
+		return swarm.ConfigCreateResponse{}, err
+	}
+	if send, err := f.mayWrite(); err != nil || !send {
 		return swarm.ConfigCreateResponse{}, err
 	}
 	return f.APIClient.ConfigCreate(ctx, spec)
@@ -354,8 +378,17 @@ func (f *fenced) ConfigCreate(ctx context.Context, spec swarm.ConfigSpec) (swarm
 
 // ConfigUpdate changes a config's labels, but of none that is this package's own.
 func (f *fenced) ConfigUpdate(ctx context.Context, id string, version swarm.Version, spec swarm.ConfigSpec) error {
-	send, err := f.allowedConfig(spec.Name)
-	if err != nil || !send {
+	if err := reserved(spec.Name); err != nil {
+		return err
+	}
+	if send, err := f.allowed(); err != nil || !send {
+		return err
+	}
+	if f.configUnchanged(ctx, id, version, spec) {
+		f.leave(id)
+		return nil
+	}
+	if send, err := f.mayWrite(); err != nil || !send {
 		return err
 	}
 	return f.APIClient.ConfigUpdate(ctx, id, version, spec)
@@ -369,12 +402,13 @@ func (f *fenced) ConfigRemove(ctx context.Context, id string) error {
 	return f.APIClient.ConfigRemove(ctx, id)
 }
 
-func (f *fenced) allowedConfig(name string) (bool, error) {
+// reserved refuses the names of this package's own configs.
+func reserved(name string) error {
 	if strings.HasPrefix(name, headPrefix) || strings.HasPrefix(name, manifestPrefix) || name == recentName {
-		return false, failure.New(failure.Denied, "reserved_name", name, "config %s: the name %s and names that begin with %s or %s are the agents' own",
+		return failure.New(failure.Denied, "reserved_name", name, "config %s: the name %s and names that begin with %s or %s are the agents' own",
 			name, recentName, headPrefix, manifestPrefix)
 	}
-	return f.mayWrite()
+	return nil
 }
 
 // saw renews the claim after a list. The generation's first list also leaves in the head how it found the services.
@@ -431,6 +465,13 @@ func (c *Claim) settled(name, has string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.at.head.PrevOK && c.at.head.Base[name] == has
+}
+
+// prevOK says whether the generation before had succeeded and was at rest when this one was first claimed.
+func (c *Claim) prevOK() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at.head.PrevOK
 }
 
 func (c *Claim) wrote(name, label string) {

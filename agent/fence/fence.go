@@ -54,6 +54,9 @@ type Config struct {
 	Owner string
 	// Standstill is how long a head must not have moved before a claimant of an older consumer group generation may take it; 0 means 30 s.
 	Standstill time.Duration
+	// SkipUnchanged leaves a service of a deployment unwritten that is as it should be, when that is safe. Without it each deployment writes each service that it
+	// names, as docker stack deploy does.
+	SkipUnchanged bool
 	// SweepEvery is how often Run sweeps; 0 means 5 s.
 	SweepEvery time.Duration
 	// Recent is the name of the ring of commands without a generation; "" means axion-recent. Tests share a Swarm.

@@ -98,7 +98,7 @@ func (m *manager) ended(cmd Once) Outcome {
 }
 
 // TestRestartKilledAtEveryStep: the first manager dies with one of its requests on its way. The request lands before, or after, another manager is given the command,
-// and a deployment comes in between, which takes the restart's label off the service, or none. The service is restarted once.
+// and two deployments come in between, which take the restart's label off the service and its past, or none. The service is restarted once.
 func TestRestartKilledAtEveryStep(t *testing.T) {
 	for name, hold := range map[string]struct {
 		method, path string
@@ -141,7 +141,8 @@ func TestRestartKilledAtEveryStep(t *testing.T) {
 					want := "1/1"
 					if deployed {
 						second.deploy("c2", 2, services{"web": "2"})
-						want = "2/1"
+						second.deploy("c3", 3, services{"web": "3"})
+						want = "3/1"
 					}
 					cmd.GroupGeneration = second.group
 					if o := second.ended(cmd); o.Status != StatusSucceeded || string(o.Detail) != "detail" {
@@ -158,9 +159,9 @@ func TestRestartKilledAtEveryStep(t *testing.T) {
 					if s := r.service(); s.ID != was.ID || s.Spec.Labels[LabelGeneration] != want {
 						t.Errorf("the service is %s with %v", s.ID, s.Spec.Labels)
 					}
-					second.deploy("c3", 3, services{"web": "3"}) // nothing stands in its way
+					second.deploy("c4", 4, services{"web": "4"}) // nothing stands in its way
 					r.wantRestarts(1)
-					r.wantState(map[string]string{"web": "3 3/1"})
+					r.wantState(map[string]string{"web": "4 4/1"})
 				})
 			}
 		}
@@ -258,6 +259,25 @@ func TestRestartIsHeld(t *testing.T) {
 	<-kept
 	r.until("the older member", patience, func() bool { return claim() == nil })
 	wantCode(t, c.Decide(t.Context(), StatusSucceeded, nil), CodeLost)
+}
+
+// TestRestartOfOneGroupGeneration: two that were given the topic in the same one do not take the command from each other; a later life of the same agent goes on at once.
+func TestRestartOfOneGroupGeneration(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first, other, again := r.manager("first", 1, r.api), r.manager("other", 1, r.api), r.manager("first", 1, r.api)
+	for _, step := range []struct {
+		m    *manager
+		code string
+	}{{first, ""}, {other, CodeHeld}, {again, ""}} {
+		c, _, err := step.m.fence.Recent().Claim(t.Context(), step.m.once("r1"))
+		if f := failure.Of(err); (f == nil) != (step.code == "") || f != nil && f.Code != step.code {
+			t.Errorf("got %v, want %q", err, step.code)
+		}
+		if c != nil {
+			c.Release()
+		}
+	}
 }
 
 // TestRestartExpired: past its deadline a command that nobody has begun ends, for every clock; one that was begun goes on.
@@ -372,6 +392,46 @@ func TestRestartOfNothing(t *testing.T) {
 	_, err = m.restart(t.Context(), m.once("r3"))
 	wantCode(t, err, "no_such_service")
 	r.wantRestarts(0)
+}
+
+// stale is the client of an engine that has not heard of a service's last changes.
+type stale struct {
+	API
+	service swarm.Service
+}
+
+func (s stale) ServiceInspectWithRaw(context.Context, string, swarm.ServiceInspectOptions) (swarm.Service, []byte, error) {
+	return s.service, nil, nil
+}
+
+// TestRestartReadsWhatIsOld: a manager that sees an older service than the command's last owner leaves that one's plan alone; with its own nobody could tell any more
+// whether the write has landed.
+func TestRestartReadsWhatIsOld(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manager("m", 1, r.api)
+	m.deploy("c1", 1, services{"web": "1"})
+	old := r.service()
+	m.ended(m.once("r1"))
+	for _, look := range []struct {
+		api  API
+		code string
+	}{{r.api, ""}, {stale{r.api, old}, CodeRepeat}} {
+		c, _, err := m.fence.Recent().Claim(t.Context(), m.once("r2"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = c.Client(look.api).ServiceInspectWithRaw(t.Context(), r.web(), swarm.ServiceInspectOptions{})
+		if f := failure.Of(err); (f == nil) != (look.code == "") || f != nil && f.Code != look.code {
+			t.Errorf("got %v, want %q", err, look.code)
+		}
+		if e := c.now(); e.Target != 2 || e.Written {
+			t.Errorf("the plan is %+v", e)
+		}
+		c.Release()
+	}
+	m.ended(m.once("r2"))
+	r.wantRestarts(2)
 }
 
 // TestRestartUndoneBySwarm: the owner dies right after its write, whose tasks fail, and Swarm goes back. Its successor tells so and does not try again.

@@ -99,7 +99,7 @@ func (c *Claim) clean(ctx context.Context, api client.APIClient) error {
 	if err := c.saw(ctx, services); err != nil {
 		return err
 	}
-	w := &fenced{APIClient: api, claim: c, passed: map[string]swarm.Service{}}
+	w := newFenced(c, api)
 	for _, s := range services {
 		w.passed[s.ID] = s
 	}

@@ -346,7 +346,7 @@ func TestBackoffResetsOnlyAfterHealth(t *testing.T) {
 		defer mu.Unlock()
 		return now
 	}
-	lasts := []time.Duration{0, time.Second, 9 * time.Second, 11 * time.Second, 0}
+	lasts := []time.Duration{0, time.Second, 59 * time.Second, 61 * time.Second, 0}
 	var n atomic.Int64
 	var connected atomic.Pointer[chan struct{}]
 	p := (&scripted{connect: func(s runnerv1.Runner_ConnectServer) error {

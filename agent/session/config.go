@@ -67,9 +67,9 @@ type Timing struct {
 	// AckTimeout is how long an answer to a heartbeat may take before the session counts as broken: three intervals, but not longer than this: 15 s.
 	AckTimeout time.Duration
 	// BackoffMin and BackoffMax bound the wait before the next session: 100 ms and 60 s. BackoffSoon bounds it after an attempt that was no burden for the
-	// plane, because nobody answered or an open session broke: 5 s.
+	// plane, because nobody answered or an open session broke: 3 s.
 	BackoffMin, BackoffMax, BackoffSoon time.Duration
-	// HealthyAfter is how long a session must have lasted for the back-off to begin anew: 10 s.
+	// HealthyAfter is how long a session must have lasted for the back-off to begin anew: 60 s.
 	HealthyAfter time.Duration
 	// MaxRetryAfter bounds the plane's retry hints: 10 min.
 	MaxRetryAfter time.Duration
@@ -96,8 +96,8 @@ func (t Timing) withDefaults() Timing {
 		{&t.AckTimeout, 15 * time.Second},
 		{&t.BackoffMin, 100 * time.Millisecond},
 		{&t.BackoffMax, time.Minute},
-		{&t.BackoffSoon, 5 * time.Second},
-		{&t.HealthyAfter, 10 * time.Second},
+		{&t.BackoffSoon, 3 * time.Second},
+		{&t.HealthyAfter, time.Minute},
 		{&t.MaxRetryAfter, 10 * time.Minute},
 		{&t.NodesEvery, 30 * time.Second},
 		{&t.LogFlush, 100 * time.Millisecond},

@@ -2,8 +2,10 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -110,6 +112,10 @@ func (d *Dispatch) sendOne(ctx context.Context, cl *kgo.Client, id string) error
 	if err := cl.ProduceSync(ctx, record).FirstErr(); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+			// A topic that was deleted and made anew has another id; the client would keep the old one for ever.
+			cl.PurgeTopicsFromProducing(c.Topic)
 		}
 		wait := doubled(d.cfg.Retry, d.failed[id], d.cfg.ResendFirst)
 		d.failed[id]++

@@ -45,6 +45,7 @@ type Proxy struct {
 // Write is a request that could change something, and the engine's answer. A sender that died or hung up meanwhile makes no difference to it.
 type Write struct {
 	Method, Path string
+	Query        url.Values
 	Body         []byte
 	// Status is the HTTP status of the answer.
 	Status int
@@ -249,7 +250,7 @@ func (p *Proxy) note(r *http.Request, body []byte, status int) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.writes = append(p.writes, Write{r.Method, r.URL.Path, body, status, time.Now()})
+	p.writes = append(p.writes, Write{r.Method, r.URL.Path, r.URL.Query(), body, status, time.Now()})
 }
 
 // Writes lists what was written so far, in the order of the engine's answers.

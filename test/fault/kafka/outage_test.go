@@ -2,6 +2,7 @@ package kafka_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -13,12 +14,17 @@ import (
 // drainWithin is how long after the broker's return all commands must have their outcomes.
 const drainWithin = 30 * time.Second
 
+var awayFlag = flag.Duration("away", 0, "how long brokers are away; 0 means 20 s, in the long form 10 min")
+
 // TestBrokerDown: kill -9 of the broker. Commands are submitted before, while it is away and after; deployments that run then end, and their outcomes wait.
 func TestBrokerDown(t *testing.T) {
 	eachKafka(t, func(t *testing.T, w *world) {
 		away, stacks := 20*time.Second, 3
 		if fault.Long() {
 			away, stacks = 10*time.Minute, 10
+		}
+		if *awayFlag > 0 {
+			away = *awayFlag
 		}
 		names := make([]string, stacks)
 		var ids []string

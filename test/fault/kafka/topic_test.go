@@ -17,10 +17,11 @@ import (
 	"github.com/axion/runner-agent/test/fault"
 )
 
-// resent makes the plane send again what has no outcome: it does so after a minute.
+// resent makes the plane send again what has no outcome: it does so after a minute. Another command makes it look at its clock.
 func (w *world) resent() {
 	w.t.Helper()
 	w.ahead.Add(int64(2 * time.Minute))
+	w.succeeds(w.submit(w.newStack(), 0))
 }
 
 // TestTopicRecreated: the cluster's topic is deleted, with a command in it that nobody has read, and made anew.

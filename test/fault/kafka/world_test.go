@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -73,6 +74,7 @@ type world struct {
 func eachKafka(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Parallel()
 	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
 		w := newWorld(t)
 		w.start(startEmbedded(t, w.ca))
 		test(t, w)
@@ -82,6 +84,7 @@ func eachKafka(t *testing.T, test func(t *testing.T, w *world)) {
 	}
 	for _, version := range []string{kafka.Version4, kafka.Version3} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.start(startApache(t, w.ca, version, 1))
 			test(t, w)
@@ -411,15 +414,18 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// freeAddress returns an address of loopback that nobody listens on.
+// freeAddress returns an address of loopback that nobody listens on. It is below those that the system gives to outgoing connections: who is away for a while
+// must find it free again.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 15000, 30000
+	for {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", first+rand.IntN(last-first)))
+		if err == nil {
+			defer func() { _ = l.Close() }()
+			return l.Addr().String()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // safeBuffer collects a log.

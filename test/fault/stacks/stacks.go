@@ -43,6 +43,7 @@ type Stack struct {
 	t     testing.TB
 	api   client.APIClient
 	image string
+	gone  bool
 	// Name is the stack's name, which no other test has.
 	Name string
 }
@@ -55,8 +56,12 @@ func New(t testing.TB, prefix string) *Stack {
 	return s
 }
 
-// Remove removes all that the Swarm holds of the stack, its head too.
+// Remove removes all that the Swarm holds of the stack, its head too. A second call does nothing.
 func (s *Stack) Remove() {
+	if s.gone {
+		return
+	}
+	s.gone = true
 	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
 	defer cancel()
 	e, err := stack.New(stack.Config{WorkDir: s.t.TempDir(), Poll: 100 * time.Millisecond}, stack.Deps{Client: s.api, Log: slog.New(slog.DiscardHandler)})
