@@ -286,6 +286,16 @@ func (h *Held) Reached(t testing.TB) {
 	}
 }
 
+// IsReached says whether the request is held, or was.
+func (h *Held) IsReached() bool {
+	select {
+	case <-h.reached:
+		return true
+	default:
+		return false
+	}
+}
+
 // Release lets the request go on.
 func (h *Held) Release() { h.once.Do(func() { close(h.release) }) }
 
