@@ -17,7 +17,7 @@ import (
 // failing is a service whose tasks end at once, so that Swarm rolls its update back.
 var failing = stacks.Service{
 	Mark: "2", Replicas: 1, Command: "[exit, \"1\"]",
-	Deploy: ", restart_policy: {condition: none}, update_config: {failure_action: rollback, monitor: 1s}, rollback_config: {monitor: 1s}",
+	Deploy: ", restart_policy: {condition: none}, update_config: {failure_action: rollback, monitor: 20s}, rollback_config: {monitor: 1s}",
 }
 
 // healthy is what it was before.

@@ -184,6 +184,14 @@ func (m *manager) outcome(id string) *runnerv1.CommandOutcome {
 	return found
 }
 
+// forget has outcome wait for what is told from now on.
+func (m *manager) forget(id string) {
+	m.collect()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.outcomes, id)
+}
+
 // told is what the manager has told about a command in sentences.
 func (m *manager) told(id string) string {
 	m.collect()
