@@ -140,7 +140,7 @@ func (f *flood) start() {
 	runner, err := command.New(command.Config{
 		AgentID: "a-1", ClusterID: cluster, Kafka: f.topics, MaxConcurrent: 4, MaxMessageBytes: 8 << 20, DefaultTimeout: time.Minute, WorkDir: t.TempDir(),
 	}, command.Deps{
-		Journal: store, Fence: heads, Stacks: func(*fence.Claim) (command.Stacks, error) { return quick{}, nil }, Producer: producer,
+		Journal: store, Fence: heads, Stacks: func(command.Claim) (command.Stacks, error) { return quick{}, nil }, Producer: producer,
 		Role: func() runnerv1.NodeRole { return runnerv1.NodeRole_NODE_ROLE_MANAGER }, Warn: warn, Log: log, Now: time.Now,
 	})
 	if err != nil {
