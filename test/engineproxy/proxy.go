@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -132,7 +133,7 @@ func (p *Proxy) Client(t testing.TB) *client.Client {
 	return c
 }
 
-// Hold holds the nth request (from 1, counted from now) of that method whose path and query match. An empty method is any.
+// Hold holds the nth request (from 1, counted from now) of that method whose path and query match. An empty method is any; several are joined with "|".
 func (p *Proxy) Hold(method, path string, nth int) *Held {
 	return p.add(&Held{method: method, path: regexp.MustCompile(path), nth: nth})
 }
@@ -187,7 +188,7 @@ func (p *Proxy) match(r *http.Request) *Held {
 	p.log = append(p.log, r.Method+" "+r.URL.Path)
 	var hit *Held
 	for _, h := range p.holds {
-		if h.nth > 0 && (h.method == "" || r.Method == h.method) && h.path.MatchString(r.URL.String()) {
+		if h.nth > 0 && (h.method == "" || slices.Contains(strings.Split(h.method, "|"), r.Method)) && h.path.MatchString(r.URL.String()) {
 			if h.nth--; h.nth == 0 {
 				hit = h
 			}
@@ -283,6 +284,16 @@ func (h *Held) Reached(t testing.TB) {
 	case <-h.reached:
 	case <-time.After(patience):
 		t.Fatalf("no %s %s came", h.method, h.path)
+	}
+}
+
+// IsReached says whether the request is held, or was.
+func (h *Held) IsReached() bool {
+	select {
+	case <-h.reached:
+		return true
+	default:
+		return false
 	}
 }
 
