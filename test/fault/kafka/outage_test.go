@@ -66,6 +66,7 @@ func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{kafka.Version4, kafka.Version3} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			a := startApache(t, w.ca, version, 3)
 			w.start(a)
