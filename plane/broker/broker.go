@@ -132,12 +132,17 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.client, b.admin = client, kadm.NewClient(client)
 	close(b.started)
 
-	ticker := time.NewTicker(retentionEvery)
+	ticker, silent := time.NewTicker(retentionEvery), time.NewTicker(silentEvery)
 	defer ticker.Stop()
+	defer silent.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-silent.C:
+			if b.embedded != nil {
+				b.evictSilent(ctx)
+			}
 		case <-ticker.C:
 			if b.embedded != nil {
 				b.embedded.applyRetention()

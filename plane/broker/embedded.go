@@ -27,6 +27,7 @@ type embedded struct {
 	advertised string
 	client     *tls.Config
 	cluster    *kfake.Cluster
+	silent     *silent
 }
 
 func newEmbedded(cfg Config, log *slog.Logger) (*embedded, error) {
@@ -78,7 +79,7 @@ func (e *embedded) start() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the broker on %s: %w", e.cfg.DataDir, err), e.guard.Close())
 	}
-	e.cluster = cluster
+	e.cluster, e.silent = cluster, watchSilent(cluster)
 	e.log.Info("embedded broker runs", "address", e.guard.listener.Addr().String(), "advertised", e.advertised)
 	return nil
 }

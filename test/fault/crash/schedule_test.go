@@ -27,7 +27,7 @@ const (
 	// seedVariable names the environment variable with the seed of the first schedule; each further one has the next number.
 	seedVariable = "AXION_FAULT_SEED"
 	// shortSchedules is how long the short form goes on beginning schedules.
-	shortSchedules = 90 * time.Second
+	shortSchedules = 45 * time.Second
 	// longSchedules and longTime bound the long form.
 	longSchedules = 1000
 	longTime      = 90 * time.Minute
@@ -67,14 +67,15 @@ func TestRandomSchedules(t *testing.T) {
 		}
 		fault.Report(t, "random schedules: kill -9 at random steps and times, redelivery, duplicates, reordering, rebalances, two managers",
 			"0 lost, 0 applied twice, final spec = last generation, one outcome an id",
-			fmt.Sprintf("%d schedules from seed %d, %d commands in %d messages; %d kills at %d different steps, %d kills, %d stops and %d evictions at random times; outcomes told %d times; %d writes, none twice",
-				total.schedules, seed, total.commands, total.messages, total.kills, len(total.steps), total.at["kill"], total.at["stop"], total.at["evict"], total.told, total.writes))
+			fmt.Sprintf("%d schedules from seed %d, %d commands in %d messages; %d kills at %d different steps, %d kills, %d stops and %d evictions at random times; outcomes told %d times; %d writes, none twice; slowest %.1f s from the last message to the last outcome",
+				total.schedules, seed, total.commands, total.messages, total.kills, len(total.steps), total.at["kill"], total.at["stop"], total.at["evict"], total.told, total.writes, total.slowest.Seconds()))
 	})
 }
 
 // counts is what all schedules did.
 type counts struct {
 	schedules, commands, messages, kills, told, writes int
+	slowest                                            time.Duration // from the last message to the last outcome
 	steps                                              map[string]int
 	at                                                 map[string]int
 }
@@ -90,6 +91,14 @@ type planned struct {
 
 func (p planned) String() string {
 	return fmt.Sprintf("%s: %T of stack %d generation %d, expected %s", p.id, p.message, p.stack, p.generation, p.status)
+}
+
+func lines(order []planned) string {
+	var text []string
+	for _, p := range order {
+		text = append(text, p.String())
+	}
+	return strings.Join(text, "\n")
 }
 
 // rest is how a stack must be in the end.
@@ -185,23 +194,23 @@ func (c *cluster) schedule(seed uint64, total *counts) {
 	}
 	commands := slices.Concat(perStack...)
 	order := mixed(r, perStack)
-	begun := time.Now()
 	chaos := c.chaos(r, total)
+	defer chaos.end()
+	defer func() {
+		if c.t.Failed() {
+			c.t.Logf("schedule with %s=%d:\n%s\nwhat happened to the managers:\n%s", seedVariable, seed, lines(order), strings.Join(chaos.told, "\n"))
+		}
+	}()
 	for _, p := range order {
 		c.produce(p, all[p.stack].Name)
 		time.Sleep(time.Duration(r.IntN(120)) * time.Millisecond)
 	}
+	begun := time.Now()
 	for _, p := range commands {
 		c.await(p.id)
 	}
-	ended := time.Since(begun)
+	total.slowest = max(total.slowest, time.Since(begun))
 	chaos.end()
-	if ended > 15*time.Second {
-		for _, m := range c.managers {
-			fmt.Println("SLOW", seed, m.dir, m.log.tail())
-		}
-	}
-	defer func() { c.t.Logf("ended %.1f, all %.1f: %v", ended.Seconds(), time.Since(begun).Seconds(), chaos.told) }()
 	for i, s := range all {
 		c.atRest(s, rests[i].command, rests[i].generation, rests[i].marks)
 		if a, ok := s.Live()["a"]; ok && stacks.Replicas(a) != rests[i].replicas {
@@ -219,13 +228,7 @@ func (c *cluster) schedule(seed uint64, total *counts) {
 	total.schedules++
 	total.commands += len(commands)
 	total.messages += len(order)
-	if c.t.Failed() {
-		var text []string
-		for _, p := range order {
-			text = append(text, p.String())
-		}
-		c.t.Logf("schedule with %s=%d:\n%s\nchaos: %v", seedVariable, seed, strings.Join(text, "\n"), chaos.told)
-	}
+
 }
 
 // produce writes a command into the cluster's topic, as it was written before if it was.
@@ -249,6 +252,7 @@ func (c *cluster) produce(p planned, key string) {
 type chaos struct {
 	cluster *cluster
 	stop    chan struct{}
+	ended   sync.Once
 	done    sync.WaitGroup
 
 	mu    sync.Mutex
@@ -270,15 +274,17 @@ func (c *cluster) chaos(r *rand.Rand, total *counts) *chaos {
 	return x
 }
 
-// end stops the killing and waits until all managers are there.
+// end stops the killing and starts the managers that are gone.
 func (x *chaos) end() {
-	close(x.stop)
-	x.done.Wait()
-	for _, m := range x.cluster.managers {
-		if !m.alive() {
-			m.start("")
+	x.ended.Do(func() {
+		close(x.stop)
+		x.done.Wait()
+		for _, m := range x.cluster.managers {
+			if !m.alive() {
+				m.start("")
+			}
 		}
-	}
+	})
 }
 
 // draw is a random number below n.

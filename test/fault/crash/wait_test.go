@@ -42,7 +42,7 @@ type journal struct {
 }
 
 // lastLines bounds what is kept of a log.
-const lastLines = 400
+const lastLines = 200
 
 func (j *journal) Write(p []byte) (int, error) {
 	j.mu.Lock()
