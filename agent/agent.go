@@ -18,7 +18,6 @@ import (
 	"github.com/axion/runner-agent/agent/command"
 	"github.com/axion/runner-agent/agent/config"
 	"github.com/axion/runner-agent/agent/engine"
-	"github.com/axion/runner-agent/agent/fence"
 	"github.com/axion/runner-agent/agent/health"
 	"github.com/axion/runner-agent/agent/identity"
 	"github.com/axion/runner-agent/agent/local"
@@ -181,7 +180,7 @@ func (a *Agent) stacks() (*stack.Engine, error) {
 func (a *Agent) commandStacks() (command.Stacks, error) { return a.stacks() }
 
 // fencedStacks returns a stack engine whose writes are the claim's.
-func (a *Agent) fencedStacks(claim *fence.Claim) (command.Stacks, error) {
+func (a *Agent) fencedStacks(claim command.Claim) (command.Stacks, error) {
 	return stack.New(stack.Config{WorkDir: a.cfg.Agent.WorkDir}, stack.Deps{Client: claim.Client(a.engine.Client()), Log: a.log})
 }
 

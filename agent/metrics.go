@@ -14,6 +14,7 @@ func newFigures(a *Agent) *figures {
 	f := &figures{agent: a, desc: map[string]*prometheus.Desc{}}
 	for name, help := range map[string]string{
 		"axion_agent_session_connected":                  "Whether the session with the control plane is open.",
+		"axion_agent_session_attempts_total":             "Sessions tried since the process started.",
 		"axion_agent_session_connects_total":             "Sessions opened since the process started.",
 		"axion_agent_session_heartbeats_total":           "Heartbeats sent since the process started.",
 		"axion_agent_session_heartbeat_seconds":          "Round-trip time of the newest answered heartbeat.",
@@ -50,6 +51,7 @@ func (f *figures) Collect(ch chan<- prometheus.Metric) {
 		connected = 1
 	}
 	tell("axion_agent_session_connected", prometheus.GaugeValue, connected)
+	tell("axion_agent_session_attempts_total", prometheus.CounterValue, float64(stats.Attempts))
 	tell("axion_agent_session_connects_total", prometheus.CounterValue, float64(stats.Connects))
 	tell("axion_agent_session_heartbeats_total", prometheus.CounterValue, float64(stats.HeartbeatsSent))
 	tell("axion_agent_session_heartbeat_seconds", prometheus.GaugeValue, stats.RoundTrip.Seconds())

@@ -37,15 +37,19 @@ type online struct {
 	own       *bus.Consumer // of the agent's topic
 	cluster   *bus.Consumer // of the cluster's topic
 	session   *session.Client
+	joined    chan struct{}        // has a value when a consumer's membership is new and the plane is to be told
 	telemetry *telemetry.Collector // nil if it is switched off or the host shows no cgroups
 }
 
 // rememberFor is how long the outcome of a command is remembered: a day longer than Kafka keeps the command, so that a replay of the topic finds it.
 const rememberFor = 8 * 24 * time.Hour
 
+// tellProgressFor is how long progress waits for Kafka.
+const tellProgressFor = 24 * time.Hour
+
 // newOnline builds what needs an identity; it starts nothing. With an error, what was built so far is to be closed.
 func (a *Agent) newOnline() (*online, error) {
-	o := &online{agent: a, log: a.log.With("agent_id", a.identity.AgentID())}
+	o := &online{agent: a, log: a.log.With("agent_id", a.identity.AgentID()), joined: make(chan struct{}, 1)}
 	access, err := a.kafkaAccess()
 	if err != nil {
 		return o, err
@@ -104,12 +108,21 @@ func (o *online) newFence() (*fence.Fence, error) {
 	})
 }
 
-// outbox is the journal's, whose old outcomes are compared with the heads before they are sent.
+// outbox is the journal's, whose old outcomes are compared with what the Swarm says before they are sent.
 func (o *online) outbox() *comparedOutbox {
 	return &comparedOutbox{
-		Bolt: o.journal, look: o.fence.Look, started: o.agent.started, log: o.log, now: time.Now,
+		Bolt: o.journal, look: o.decided, started: o.agent.started, log: o.log, now: time.Now,
 		manager: func() bool { return o.agent.role() == runnerv1.NodeRole_NODE_ROLE_MANAGER },
 	}
+}
+
+// decided tells what the Swarm knows of a command, which may have no stack: the ring does if it has no generation, else its stack's head.
+func (o *online) decided(ctx context.Context, stack, command string) (outcome *fence.Outcome, begun bool, err error) {
+	outcome, begun, err = o.fence.Recent().Look(ctx, command)
+	if err != nil || begun || stack == "" {
+		return outcome, begun, err
+	}
+	return o.fence.Look(ctx, stack, command)
 }
 
 // newTelemetry returns nil where there is nothing to measure with: an agent deploys all the same.
@@ -135,6 +148,7 @@ func (o *online) newSession() (*session.Client, error) {
 		Node:      a.engine.Node,
 		Nodes:     a.engine.Nodes,
 		Heartbeat: o.heartbeat,
+		Beat:      o.joined,
 		Handler:   a.immediate(o.commands.Cancel),
 		Logs:      a.logs(),
 		Refused:   func(string) { a.identity.RenewNow() },
@@ -176,7 +190,15 @@ func (o *online) consumer(name string, access *runnerv1.KafkaAccess, topic, grou
 	return bus.NewConsumer(bus.ConsumerConfig{
 		Config: a.kafkaClient(name, access), Topic: topic, Group: group,
 		MemberFile: filepath.Join(a.cfg.Agent.StateDir, "kafka-member-"+name),
-	}, bus.ConsumerDeps{Handler: handler, Log: o.log, Warn: a.warnings})
+	}, bus.ConsumerDeps{Handler: handler, Log: o.log, Warn: a.warnings, Joined: o.tellMembership})
+}
+
+// tellMembership has the plane told at once: should this agent die before its next heartbeat, the plane must know which member to take out of the group.
+func (o *online) tellMembership() {
+	select {
+	case o.joined <- struct{}{}:
+	default:
+	}
 }
 
 // sign signs an event with the key of the certificate that the agent has now.
@@ -193,13 +215,13 @@ func (o *online) runCommands(ctx context.Context) error {
 }
 
 const (
-	// expireInterval is between two times that old outcomes are forgotten.
+	// expireInterval is between two times that old outcomes are forgotten and old progress is dropped.
 	expireInterval = time.Hour
 	// spaceInterval is how soon a disk that fills up, or has room again, is noticed while no command comes.
 	spaceInterval = 5 * time.Second
 )
 
-// keepJournal forgets old outcomes and watches the journal's disk.
+// keepJournal forgets old outcomes, drops old progress and watches the journal's disk.
 func (o *online) keepJournal(ctx context.Context) error {
 	expire, space := time.NewTicker(expireInterval), time.NewTicker(spaceInterval)
 	defer expire.Stop()
@@ -220,6 +242,9 @@ func (o *online) keepJournal(ctx context.Context) error {
 func (o *online) expire() {
 	if err := o.journal.Expire(time.Now().Add(-rememberFor)); err != nil {
 		o.log.Warn("old commands are not forgotten", "error", err)
+	}
+	if err := o.journal.ExpireProgress(time.Now().Add(-tellProgressFor)); err != nil {
+		o.log.Warn("old progress is not dropped", "error", err)
 	}
 }
 

@@ -51,7 +51,7 @@ func (o *comparedOutbox) Peek(most int, mostBytes int64) ([]journal.Entry, error
 
 func (o *comparedOutbox) compare(e *journal.Entry) error {
 	stack, err := command.StackOf(e.Envelope)
-	if err != nil || stack == "" {
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), compareTimeout)

@@ -50,10 +50,14 @@ type Config struct {
 	KafkaSASL *runnerv1.SaslCredentials
 	// KafkaAgentSCRAM makes SCRAM-SHA-512 credentials at KafkaBrokers for each agent. Without it agents are known there by the names in their certificates.
 	KafkaAgentSCRAM bool
+	// KafkaNoACLs keeps the plane from changing access rights at KafkaBrokers, where its user may not: whoever may must set them.
+	KafkaNoACLs bool
 	// KafkaCAPEM are the CA certificates of KafkaBrokers; empty means the plane's own CA.
 	KafkaCAPEM []byte
 	// KafkaPlaintext speaks to KafkaBrokers without TLS; for a development broker on loopback only.
 	KafkaPlaintext bool
+	// ForgetBundles keeps no deployment's files and credentials after its end. Then nothing can be offered again when a Swarm comes back from a backup.
+	ForgetBundles bool
 	// CertificateLife is how long agents' certificates are valid; 0 means the certificate authority's default.
 	CertificateLife time.Duration
 	// HeartbeatInterval is how often agents are heard of; 0 means 5 s.
@@ -94,7 +98,7 @@ func (c *Config) normalize() error {
 			return fmt.Errorf("advertise: %q is neither a host name nor an IP address; it takes no port", name)
 		}
 	}
-	if len(c.KafkaBrokers) == 0 && (c.KafkaSASL != nil || c.KafkaAgentSCRAM || len(c.KafkaCAPEM) > 0 || c.KafkaPlaintext) {
+	if len(c.KafkaBrokers) == 0 && (c.KafkaSASL != nil || c.KafkaAgentSCRAM || c.KafkaNoACLs || len(c.KafkaCAPEM) > 0 || c.KafkaPlaintext) {
 		return errors.New("kafka-brokers: there are options for a Kafka of your own, but no broker is named")
 	}
 	if c.KafkaSASL != nil && (c.KafkaSASL.GetUsername() == "" || c.KafkaSASL.GetPassword() == "") {

@@ -34,3 +34,15 @@ func (d directory) Cluster(ctx context.Context, agentID string) (clusterID strin
 	}
 	return agent.ClusterID, err == nil && !agent.Removed, err
 }
+
+// swarms tells the Swarm of each cluster.
+func swarms(r *registry.Registry) func(context.Context) (map[string]string, error) {
+	return func(ctx context.Context) (map[string]string, error) {
+		clusters, err := r.Clusters(ctx)
+		ids := make(map[string]string, len(clusters))
+		for _, c := range clusters {
+			ids[c.ID] = c.SwarmID
+		}
+		return ids, err
+	}
+}

@@ -29,6 +29,7 @@ import (
 	"github.com/axion/runner-agent/plane/enroll"
 	"github.com/axion/runner-agent/plane/eviction"
 	"github.com/axion/runner-agent/plane/fleet"
+	"github.com/axion/runner-agent/plane/heads"
 	"github.com/axion/runner-agent/plane/ledger"
 	"github.com/axion/runner-agent/plane/operator"
 	"github.com/axion/runner-agent/plane/registry"
@@ -126,19 +127,19 @@ func openStore(ctx context.Context, path string) (*store.DB, error) {
 
 // parts are the components of a running plane.
 type parts struct {
-	plane       *Plane
-	db          *store.DB
-	broker      *broker.Broker
-	access      *access
-	eviction    *eviction.Evictor
-	fleet       *fleet.Fleet
-	dispatch    *dispatch.Dispatch
-	letters     *deadletters.Letters
-	generations *generations
-	operator    *operator.Server
-	server      *grpc.Server
-	health      *health.Server
-	listener    net.Listener
+	plane    *Plane
+	db       *store.DB
+	broker   *broker.Broker
+	access   *access
+	eviction *eviction.Evictor
+	fleet    *fleet.Fleet
+	dispatch *dispatch.Dispatch
+	letters  *deadletters.Letters
+	heads    *heads.Watch
+	operator *operator.Server
+	server   *grpc.Server
+	health   *health.Server
+	listener net.Listener
 }
 
 func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
@@ -164,7 +165,7 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 	}
 	x := &parts{plane: p, db: db, listener: listener, health: health.NewServer()}
 	reg := registry.New(db, p.now)
-	led := ledger.New(ledger.Config{}, db, p.now)
+	led := ledger.New(ledger.Config{ForgetBundles: p.cfg.ForgetBundles}, db, p.now)
 	who := caller.New(reg, p.now)
 	if x.broker, err = p.newBroker(authority, serverTLS, who); err != nil {
 		return nil, err
@@ -176,7 +177,11 @@ func (p *Plane) assemble(db *store.DB, listener net.Listener) (*parts, error) {
 	if x.fleet, err = p.newFleet(reg, who, x.access, x.eviction.Broke); err != nil {
 		return nil, err
 	}
-	x.generations = newGenerations(x.fleet.Sessions, led.NoteGeneration, p.component("generations"))
+	if x.heads, err = heads.New(heads.Deps{
+		Sessions: x.fleet.Sessions, Swarms: swarms(reg), Ledger: led, CommandTopic: broker.CommandTopic, Log: p.component("heads"), Now: p.now,
+	}); err != nil {
+		return nil, err
+	}
 	if x.dispatch, err = dispatch.New(dispatch.Config{EventsTopic: broker.EventsTopic}, dispatch.Deps{
 		Ledger: led, Signers: signers{reg}, ClientOpts: x.broker.ClientOpts, Log: p.component("dispatch"), Now: p.now,
 	}); err != nil {
@@ -237,7 +242,7 @@ func (x *parts) start(ctx context.Context, s *supervise.Supervisor) {
 	s.Start(ctx, "server", stopServer, func(ctx context.Context) error { return serve(ctx, x.server, x.listener) })
 	s.Start(ctx, "operator", stopLoop, x.operator.Run)
 	s.Start(ctx, "fleet", stopFleet, x.fleet.Run)
-	s.Start(ctx, "generations", stopLoop, x.generations.run)
+	s.Start(ctx, "heads", stopLoop, x.heads.Run)
 	s.Start(ctx, "readiness", stopLoop, x.watchReadiness)
 }
 

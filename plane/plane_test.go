@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,6 +45,8 @@ type world struct {
 	cfg  plane.Config
 	log  *safeBuffer
 	stop func()
+
+	ahead atomic.Int64 // nanoseconds by which the plane's clock is ahead
 }
 
 // safeBuffer collects the log.
@@ -94,7 +97,7 @@ func newWorld(t *testing.T) *world {
 // start runs the plane until stop is called or the test ends, and waits until it is ready.
 func (w *world) start() {
 	w.t.Helper()
-	p, err := plane.New(w.cfg, slog.New(slog.NewTextHandler(w.log, nil)), time.Now)
+	p, err := plane.New(w.cfg, slog.New(slog.NewTextHandler(w.log, nil)), func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) })
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -276,6 +279,16 @@ func (w *world) watch(client planev1.OperatorClient, commandID string) []*planev
 			w.t.Fatalf("after %d events: %v", len(events), err)
 		}
 		events = append(events, e)
+	}
+}
+
+// eventually waits until the condition holds.
+func (w *world) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("in vain: %s", what)
+		}
 	}
 }
 
@@ -498,15 +511,7 @@ func TestADeadAgentIsEvicted(t *testing.T) {
 	}
 	t.Cleanup(member.Close)
 	memberID := func() string { id, _ := member.GroupMetadata(); return id }
-	waitFor := func(what string, ok func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("in vain: %s", what)
-			}
-		}
-	}
-	waitFor("it is a member", func() bool { return memberID() != "" })
+	w.eventually("it is a member", func() bool { return memberID() != "" })
 	former := memberID()
 
 	// connect tells of the membership and returns how to end the connection.
@@ -538,11 +543,11 @@ func TestADeadAgentIsEvicted(t *testing.T) {
 	if err := stream.Send(&runnerv1.AgentMessage{Message: &runnerv1.AgentMessage_Goodbye{Goodbye: &runnerv1.Goodbye{}}}); err != nil {
 		t.Fatal(err)
 	}
-	waitFor("the goodbye is heard", func() bool { return strings.Contains(w.log.String(), "session closed by the agent") })
+	w.eventually("the goodbye is heard", func() bool { return strings.Contains(w.log.String(), "session closed by the agent") })
 	end()
 	_, end = connect()
 	end()
-	waitFor("the member is evicted and, because it lives, joins again", func() bool { return memberID() != "" && memberID() != former })
+	w.eventually("the member is evicted and, because it lives, joins again", func() bool { return memberID() != "" && memberID() != former })
 	if got := strings.Count(w.log.String(), "evicted a member from its group"); got != 1 {
 		t.Errorf("%d evictions; a goodbye is no reason for one", got)
 	}
@@ -606,6 +611,7 @@ func TestConfigRefuses(t *testing.T) {
 		"advertised port":   {func(c *plane.Config) { c.Advertise = []string{"plane.example.com:9443"} }, "advertise"},
 		"no name":           {func(c *plane.Config) { c.Advertise = []string{""} }, "advertise"},
 		"SASL for nothing":  {func(c *plane.Config) { c.KafkaSASL = &runnerv1.SaslCredentials{Username: "u", Password: "p"} }, "kafka-brokers"},
+		"ACLs of nothing":   {func(c *plane.Config) { c.KafkaNoACLs = true }, "kafka-brokers"},
 		"SASL without user": {func(c *plane.Config) {
 			c.KafkaBrokers, c.KafkaSASL = []string{"b:9093"}, &runnerv1.SaslCredentials{Password: "p"}
 		}, "kafka-sasl"},

@@ -127,7 +127,7 @@ func (p *Plane) newBroker(authority *ca.CA, serverTLS *tls.Config, who *caller.A
 	}
 	cfg := broker.Config{
 		Embedded: len(p.cfg.KafkaBrokers) == 0, DataDir: filepath.Join(p.cfg.DataDir, kafkaDir), Listen: p.cfg.KafkaListen, Advertise: p.cfg.Advertise[0],
-		Brokers: p.cfg.KafkaBrokers, SASL: p.cfg.KafkaSASL, AgentSCRAM: p.cfg.KafkaAgentSCRAM, CAPEM: p.cfg.KafkaCAPEM, Secret: secret,
+		Brokers: p.cfg.KafkaBrokers, SASL: p.cfg.KafkaSASL, AgentSCRAM: p.cfg.KafkaAgentSCRAM, NoACLs: p.cfg.KafkaNoACLs, CAPEM: p.cfg.KafkaCAPEM, Secret: secret,
 		ClientTLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, GetClientCertificate: freshCertificate(authority)},
 	}
 	switch {

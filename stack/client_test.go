@@ -103,6 +103,7 @@ func TestNoEngine(t *testing.T) {
 		"scale":   func() error { _, err := e.Scale(t.Context(), "a", 1, time.Minute, nil); return err },
 		"stacks":  func() error { _, err := e.Stacks(t.Context()); return err },
 		"status":  func() error { _, err := e.Status(t.Context(), "a"); return err },
+		"restart": func() error { _, err := e.Restart(t.Context(), "a", time.Minute, nil); return err },
 		"stackOf": func() error { _, err := e.StackOf(t.Context(), "a"); return err },
 		"logs":    func() error { return e.Logs(t.Context(), "a", LogOptions{}, nil) },
 	} {

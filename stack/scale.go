@@ -16,11 +16,8 @@ func (e *Engine) scale(ctx context.Context, name string, replicas uint64, timeou
 	if replicas > MaxReplicas {
 		return r.result(Failed), failure.New(failure.Invalid, "invalid_replicas", name, "%s: %d replicas are more than %d", name, replicas, MaxReplicas)
 	}
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
-	}
+	ctx, cancel := within(ctx, timeout)
+	defer cancel()
 	service, err := e.service(ctx, name)
 	if err != nil {
 		return r.result(ended(ctx)), err
@@ -34,15 +31,28 @@ func (e *Engine) scale(ctx context.Context, name string, replicas uint64, timeou
 	default:
 		return r.result(Failed), failure.New(failure.Invalid, "not_scalable", name, "%s: scale can only be used with replicated or replicated-job mode", name)
 	}
+	return e.update(ctx, r, service, swarm.ServiceUpdateOptions{}, timeout)
+}
+
+// within bounds ctx by a timeout, unless that is 0.
+func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if timeout <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, timeout)
+}
+
+// update writes a service whose spec was changed since it was read, in the version that was read, and watches it; timeout 0 does not.
+func (e *Engine) update(ctx context.Context, r *recorder, service swarm.Service, o swarm.ServiceUpdateOptions, timeout time.Duration) (Result, error) {
 	t := serviceTarget(service.ID, service.Spec.Name)
 	before, err := e.taskIDs(ctx, t)
 	if err != nil {
 		return r.result(ended(ctx)), err
 	}
-	response, err := r.ServiceUpdate(ctx, service.ID, service.Version, service.Spec, swarm.ServiceUpdateOptions{})
+	response, err := r.ServiceUpdate(ctx, service.ID, service.Version, service.Spec, o)
 	if err != nil {
 		f := engineFailure(err)
-		f.Message = name + ": " + f.Message
+		f.Message = service.Spec.Name + ": " + f.Message
 		return r.result(ended(ctx)), f
 	}
 	for _, warning := range response.Warnings {

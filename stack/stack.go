@@ -1,4 +1,4 @@
-// Package stack does what docker stack deploy, rm, ls, ps, services and docker service scale, logs do, with docker/cli's own loader, converter and
+// Package stack does what docker stack deploy, rm, ls, ps, services and docker service scale, update --force, logs do, with docker/cli's own loader, converter and
 // deployment, and then watches until the services have converged or failed.
 //
 // It is a library: it takes a Docker client and returns values, and knows nothing of who asks. Every write that docker/cli makes goes through a client
@@ -113,4 +113,10 @@ func (e *Engine) Remove(ctx context.Context, stack string, timeout time.Duration
 // Scale does what `docker service scale` does, then watches until the service has converged or failed; timeout 0 returns when the engine has accepted it.
 func (e *Engine) Scale(ctx context.Context, service string, replicas uint64, timeout time.Duration, observe func(Event)) (Result, error) {
 	return e.scale(ctx, service, replicas, timeout, observe)
+}
+
+// Restart does what `docker service update --force` does: each of the service's tasks is replaced, at the pace of its update settings. Then it watches until the
+// service has converged or failed; timeout 0 returns when the engine has accepted it.
+func (e *Engine) Restart(ctx context.Context, service string, timeout time.Duration, observe func(Event)) (Result, error) {
+	return e.restart(ctx, service, timeout, observe)
 }

@@ -47,6 +47,12 @@ func (l advertised) Addr() net.Addr { return l.addr }
 func newBroker(t *testing.T) *broker {
 	t.Helper()
 	t.Parallel() // most of these tests wait most of the time
+	return newQuietBroker(t)
+}
+
+// newQuietBroker is for a test beside which no other runs.
+func newQuietBroker(t *testing.T) *broker {
+	t.Helper()
 	b := &broker{t: t, ca: testca.New(t), dir: t.TempDir(), addr: "127.0.0.1:0", proxy: netproxy.Start(t, "127.0.0.1:1")}
 	b.tls = b.ca.Client("a-1", "axion")
 	b.start()
@@ -220,12 +226,19 @@ func (h *inbox) total() int {
 // run starts a consumer with short timeouts and returns it with a function that stops it.
 func run(t *testing.T, cfg ConsumerConfig, h Handler, warn Warner) (c *Consumer, stop func()) {
 	t.Helper()
+	return runWith(t, cfg, h, warn, func(*timing) {})
+}
+
+// runWith is run with other times.
+func runWith(t *testing.T, cfg ConsumerConfig, h Handler, warn Warner, change func(*timing)) (c *Consumer, stop func()) {
+	t.Helper()
 	c, err := NewConsumer(cfg, ConsumerDeps{Handler: h, Log: testLog(t), Warn: warn})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.timing.session, c.timing.heartbeat, c.timing.joinBackoff = 3*time.Second, 100*time.Millisecond, 100*time.Millisecond
 	c.timing.maxWait, c.timing.watch, c.timing.retryMax = time.Second, 200*time.Millisecond, 300*time.Millisecond
+	change(&c.timing)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()

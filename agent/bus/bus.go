@@ -3,6 +3,18 @@
 //
 // Delivery is at least once. An offset is committed only when its message and all before it in the partition are settled, and only by the member that owns the
 // partition at that moment.
+//
+// The client has traps, and each has a test that fails when it is fallen into (go test -run TestTrap):
+//
+//	a bare io.EOF is a connection that was cut, not the end                 TestTrapEOF
+//	a group joins in a hot loop while its topic is missing                  TestTrapTopicMissing
+//	a reader whose offset is out of range is silent for ever                TestTrapOffsetOutOfRange
+//	large messages on a slow link outlast ReadBatchTimeout and WriteTimeout TestTrapSlowLink
+//	QueueCapacity reads 100 messages ahead, whatever their size             TestTrapQueueCapacity
+//	a writer's default is to wait for no replica                            TestTrapRequiredAcks
+//	a client says "Broker Not Available" when TLS fails                     TestTrapHiddenTLSError
+//	CommitMessages waits without a generation and commits in a later one    TestTrapLostGeneration
+//	a member whose broker was away is forgotten, and holds its partition    TestConsumerIsBackSoonAfterItsBroker
 package bus
 
 import (

@@ -45,6 +45,8 @@ type ConsumerDeps struct {
 	Handler Handler
 	Log     *slog.Logger
 	Warn    Warner
+	// Joined is told that Membership has another member id than before. It must not block. May be nil.
+	Joined func()
 }
 
 // timing is how long things take; only tests change it.
@@ -98,6 +100,8 @@ type Consumer struct {
 	assigned atomic.Int32
 	// closers are readers and groups that are being closed; Run waits for them, but not for ever.
 	closers sync.WaitGroup
+	// former is what this consumer left in the group without a good-bye.
+	former former
 }
 
 // NewConsumer checks the configuration. It does not connect.
@@ -163,6 +167,8 @@ type session struct {
 	end context.CancelCauseFunc
 	// committers commit a last time when the agent stops.
 	committers sync.WaitGroup
+	// memberID is the id that this session has in the group; it belongs to generations.
+	memberID string
 }
 
 // runSession joins the group and works until ctx ends or the session is broken. A group whose topic is missing would join in a hot loop, so the topic is
@@ -171,30 +177,29 @@ func (c *Consumer) runSession(ctx context.Context) error {
 	if err := probe(ctx, c.dialer, c.cfg.Brokers, []string{c.cfg.Topic}); err != nil {
 		return err
 	}
-	group, err := kafka.NewConsumerGroup(c.groupConfig())
+	inner, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	c.former.left(c.readFormerMember())
+	group, err := kafka.NewConsumerGroup(c.groupConfig(func() { c.former.joining(inner, c) }))
 	if err != nil {
 		return err
 	}
-	inner, end := context.WithCancelCause(ctx)
-	defer end(nil)
 	s := &session{Consumer: c, agent: ctx, end: end}
-	former := c.readFormerMember()
-	if former != "" {
-		c.closers.Go(func() { c.evict(inner, former) })
-	}
 	err = s.generations(inner, group)
 	if ctx.Err() != nil {
 		c.waitFor(&s.committers)
 	}
-	c.leave(group)
+	c.leave(group, s.memberID)
 	return err
 }
 
-func (c *Consumer) groupConfig() kafka.ConsumerGroupConfig {
+// groupConfig has joins called right before each attempt to join.
+func (c *Consumer) groupConfig(joins func()) kafka.ConsumerGroupConfig {
 	return kafka.ConsumerGroupConfig{
 		ID: c.cfg.Group, Brokers: c.cfg.Brokers, Dialer: c.dialer, Topics: []string{c.cfg.Topic},
 		SessionTimeout: c.timing.session, HeartbeatInterval: c.timing.heartbeat, RebalanceTimeout: c.timing.rebalance,
 		JoinGroupBackoff: c.timing.joinBackoff, StartOffset: kafka.FirstOffset,
+		GroupBalancers:        []kafka.GroupBalancer{announcing{begins: joins}, kafka.RoundRobinGroupBalancer{}},
 		WatchPartitionChanges: true, PartitionWatchInterval: c.timing.watch,
 		ErrorLogger: newClientLog(c.log),
 	}
@@ -211,6 +216,7 @@ func (s *session) generations(ctx context.Context, group *kafka.ConsumerGroup) e
 		case errors.Is(err, kafka.ErrGroupClosed):
 			return errGroupEnded
 		case err != nil: // the group waits and tries again by itself; a bare io.EOF is only a connection that was cut
+			s.abandon(err)
 			s.groupError(err)
 			continue
 		}
@@ -244,9 +250,22 @@ func (s *session) groupError(err error) {
 	s.state.trouble(fmt.Errorf("group %s: %w", s.cfg.Group, err))
 }
 
+// abandon notes the member that the client has just forgotten: with every error but one it joins anew, and could not say good-bye to a broker that is away.
+func (s *session) abandon(err error) {
+	if !errors.Is(err, kafka.RebalanceInProgress) {
+		s.former.left(s.memberID)
+		s.memberID = ""
+	}
+}
+
 func (s *session) joined(gen *kafka.Generation) {
+	s.memberID = gen.MemberID
+	s.former.joined()
 	s.writeMember(gen.MemberID)
-	s.member.Store(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
+	before := s.member.Swap(&runnerv1.GroupMember{Group: gen.GroupID, MemberId: gen.MemberID, Generation: gen.ID})
+	if s.deps.Joined != nil && before.GetMemberId() != gen.MemberID {
+		s.deps.Joined()
+	}
 	s.state.well()
 	assigned := len(gen.Assignments[s.cfg.Topic])
 	s.assigned.Store(0)
@@ -257,7 +276,7 @@ func (s *session) joined(gen *kafka.Generation) {
 }
 
 // leave says good-bye to the group, but does not wait for a broker that does not answer.
-func (c *Consumer) leave(group *kafka.ConsumerGroup) {
+func (c *Consumer) leave(group *kafka.ConsumerGroup, memberID string) {
 	left := make(chan struct{})
 	c.closers.Go(func() {
 		_ = group.Close()
@@ -267,8 +286,11 @@ func (c *Consumer) leave(group *kafka.ConsumerGroup) {
 	defer timer.Stop()
 	select {
 	case <-left:
-		c.forgetMember()
+		if c.former.gone() {
+			c.forgetMember()
+		}
 	case <-timer.C:
+		c.former.left(memberID)
 		c.log.Warn("the broker does not answer the good-bye", "group", c.cfg.Group)
 	}
 	c.member.Store(nil)

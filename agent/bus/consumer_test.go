@@ -284,29 +284,6 @@ func TestConsumerSurvivesBrokerRestart(t *testing.T) {
 	}
 }
 
-func TestConsumerOffsetOutOfRange(t *testing.T) {
-	b := newBroker(t)
-	b.topic(topic)
-	h, warn := newInbox(true), &warnings{}
-	_, stop := run(t, b.consumer(), h, warn)
-	p := b.root()
-	send(t, p, "0", "1", "2", "3", "4")
-	eventually(t, "commit of 5", func() bool { return b.committed() == 5 })
-	stop()
-	if err := b.DeleteTopic(topic); err != nil { // the group's commit goes with it, so it is put back
-		t.Fatal(err)
-	}
-	b.topic(topic)
-	commitAs(t, b, 5)
-	send(t, p, "new")
-	run(t, b.consumer(), h, warn)
-	eventually(t, "the message of the new topic", func() bool { return h.count("new") == 1 })
-	eventually(t, "commit of 1", func() bool { return b.committed() == 1 })
-	if text := warn.text("kafka_commands_offset_lost"); !strings.Contains(text, topic) {
-		t.Errorf("warning %q", text)
-	}
-}
-
 // commitAs commits an offset for the empty group, as an operator's tool does.
 func commitAs(t *testing.T, b *broker, offset int64) {
 	t.Helper()
@@ -326,30 +303,6 @@ func commitAs(t *testing.T, b *broker, offset int64) {
 	if err := kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func TestConsumerWaitsForTopic(t *testing.T) {
-	b := newBroker(t)
-	h, warn := newInbox(true), &warnings{}
-	joins := b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, Observe: true, Count: -1})
-	run(t, b.consumer(), h, warn)
-	eventually(t, "warning", func() bool { return strings.Contains(warn.text("kafka_commands_topic_missing"), topic) })
-	b.topic(topic)
-	send(t, b.root(), "late")
-	eventually(t, "message", func() bool { return h.count("late") == 1 })
-	eventually(t, "no warning", func() bool { return warn.codes() == "" })
-
-	// It goes away and comes back: no hot loop of joins.
-	if err := b.DeleteTopic(topic); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "warning", func() bool { return strings.Contains(warn.text("kafka_commands_topic_missing"), topic) })
-	if n := joins.Hits(); n > 3*maxShortGenerations {
-		t.Errorf("%d joins", n)
-	}
-	b.topic(topic)
-	send(t, b.root(), "again")
-	eventually(t, "message", func() bool { return h.count("again") == 1 })
 }
 
 func TestConsumerSaysWhatIsWrong(t *testing.T) {
@@ -463,6 +416,36 @@ func TestConsumerEvictsItsPredecessor(t *testing.T) {
 	stop()
 	if _, err := os.Stat(cfg.MemberFile); !os.IsNotExist(err) {
 		t.Errorf("the file stays after a good-bye: %v", err)
+	}
+}
+
+// TestConsumerIsBackSoonAfterItsBroker: the client forgets its member id while the broker is away, and the broker goes on waiting for that member.
+func TestConsumerIsBackSoonAfterItsBroker(t *testing.T) {
+	b := newBroker(t)
+	b.topic(topic)
+	h := newInbox(true)
+	c, _ := runWith(t, b.consumer(), h, &warnings{}, func(t *timing) { t.session = deadSession })
+	p := b.root()
+	for i := range 2 { // the second time an eviction has just been, and the session is waited for
+		before := fmt.Sprint("before ", i)
+		send(t, p, before)
+		eventually(t, before, func() bool { return h.count(before) == 1 })
+		id := c.Membership().GetMemberId()
+		b.Close()
+		eventually(t, "the end of the membership", func() bool { return !c.former.gone() })
+		b.start()
+		evictions := b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.LeaveGroup}, Observe: true, Count: -1})
+		begun := time.Now()
+		eventually(t, "another membership", func() bool { return c.Membership().GetMemberId() != id })
+		took := time.Since(begun)
+		t.Logf("outage %d: back after %v", i+1, took)
+		if n := evictions.Hits(); n != 1 && i == 0 {
+			t.Errorf("%d evictions", n)
+		}
+		if i == 0 && took > deadSession/2 {
+			t.Errorf("took %v, as if its former self were waited for", took)
+		}
+		evictions.Remove()
 	}
 }
 

@@ -22,7 +22,24 @@ func (r *Runner) Cancel(ctx context.Context, id, stack string) error {
 		return err
 	}
 	here := r.held(id)
+	if err := r.cancelInSwarm(ctx, id, stack, here); err != nil {
+		return err
+	}
+	r.deps.Log.Info("command cancelled", "command_id", id)
+	for _, c := range here { // which would find it in the head a little later
+		c.cancel(errCancelled)
+	}
+	return nil
+}
+
+// cancelInSwarm puts the cancellation where the command's next change must see it: in the head of its stack, or, if it has no generation, in the ring. Which of the two it
+// is only an agent knows that has the command; without it, the ring is told before the head, and the head only if the ring does not know the command.
+func (r *Runner) cancelInSwarm(ctx context.Context, id, stack string, here []*command) error {
 	if len(here) > 0 {
+		if withoutGeneration(here[0].payload) {
+			_, err := r.deps.Fence.Recent().Cancel(ctx, id)
+			return err
+		}
 		var err error
 		if stack, err = r.stackKey(ctx, here[0]); err != nil {
 			return err
@@ -32,14 +49,12 @@ func (r *Runner) Cancel(ctx context.Context, id, stack string) error {
 		return failure.New(failure.Invalid, "no_such_command", id, "command %s is neither running nor waiting on this agent", id).
 			WithHint("name the stack: then any manager can cancel it")
 	}
-	if err := r.deps.Fence.Cancel(ctx, stack, id); err != nil {
-		return err
+	if len(here) == 0 {
+		if known, err := r.deps.Fence.Recent().Cancel(ctx, id); known || err != nil {
+			return err
+		}
 	}
-	r.deps.Log.Info("command cancelled", "command_id", id, "stack", stack)
-	for _, c := range here { // which would find it in the head a little later
-		c.cancel(errCancelled)
-	}
-	return nil
+	return r.deps.Fence.Cancel(ctx, stack, id)
 }
 
 // held are the deliveries of a command that this agent runs or holds, and can read.

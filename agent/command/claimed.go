@@ -27,7 +27,8 @@ const (
 // execute runs the command under a claim and returns its outcome, which the stack's head then holds. The error is only for what decides nothing: the agent
 // stops. A claim that is lost is asked for again, and the answer tells what became of the command.
 func (r *Runner) execute(ctx context.Context, c *command) (*runnerv1.CommandOutcome, error) {
-	p := &progress{runner: r, command: c}
+	p := r.newProgress(c)
+	defer p.pace.end()
 	defer func() {
 		if errors.Is(context.Cause(ctx), ErrNoQuorum) {
 			p.withoutQuorum()
@@ -80,6 +81,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // try takes the claim and runs the command under it, or returns the outcome that it has without one.
 func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress) (*runnerv1.CommandOutcome, error) {
 	c.pulse.expect("claim the stack", r.deps.Now().Add(stepTime))
+	if withoutGeneration(c.payload) {
+		return r.tryOnce(ctx, c, job, p)
+	}
 	order := job.order
 	var err error
 	if order.Stack, err = r.stackKey(ctx, c); err != nil {
@@ -132,7 +136,7 @@ func rejected(f *failure.Error) *runnerv1.CommandOutcome {
 }
 
 // underClaim runs the command while the claim is kept, and decides its outcome in the head. Nothing is decided when the agent stops or the claim is lost.
-func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fence.Claim, p *progress) (*runnerv1.CommandOutcome, error) {
+func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim Claim, p *progress) (*runnerv1.CommandOutcome, error) {
 	keeping, stop := context.WithCancel(ctx)
 	kept := make(chan struct{})
 	go func() { defer close(kept); claim.Keep(keeping) }()
@@ -164,7 +168,7 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim *fe
 }
 
 // decide records in the head how the command ended: as err says, unless a cancellation has come first.
-func (r *Runner) decide(ctx context.Context, c *command, claim *fence.Claim, with func(error) *runnerv1.CommandOutcome, err error) (*runnerv1.CommandOutcome, error) {
+func (r *Runner) decide(ctx context.Context, c *command, claim Claim, with func(error) *runnerv1.CommandOutcome, err error) (*runnerv1.CommandOutcome, error) {
 	outcome := with(err)
 	var lost error
 	stalled := r.patiently(ctx, c, "decide the outcome in the stack's head", func() error {
@@ -186,7 +190,7 @@ func (r *Runner) decide(ctx context.Context, c *command, claim *fence.Claim, wit
 
 // run does what the command asks. While the engine is away it is asked again, until what is left of the command's own time is over; when something changed between a
 // list and a write, the pass is repeated.
-func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
+func (r *Runner) run(c *command, job *job, claim Claim, p *progress) (stack.Result, error) {
 	left := claim.Left(job.timeout)
 	c.pulse.expect("do what it asks", r.deps.Now().Add(left))
 	if left < job.timeout {
@@ -221,7 +225,7 @@ func (r *Runner) run(c *command, job *job, claim *fence.Claim, p *progress) (sta
 }
 
 // attempt is one attempt. The first that is told of a service's progress means that all is written.
-func (r *Runner) attempt(ctx context.Context, job *job, claim *fence.Claim, p *progress) (stack.Result, error) {
+func (r *Runner) attempt(ctx context.Context, job *job, claim Claim, p *progress) (stack.Result, error) {
 	left := job.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		left = time.Until(deadline)
@@ -258,7 +262,7 @@ func (r *Runner) attempt(ctx context.Context, job *job, claim *fence.Claim, p *p
 
 // job is what a command does, prepared so far that it only needs a claim.
 type job struct {
-	order   fence.Command
+	order   fence.Command // of one without a generation only the stack
 	work    workFunc
 	timeout time.Duration
 }
@@ -299,6 +303,12 @@ func (r *Runner) job(c *command) (*job, error) {
 		j.timeout, err = timeoutOf(m.GetTimeout(), defaultScaleTimeout)
 		j.work = func(ctx context.Context, stacks Stacks, left time.Duration, observe func(stack.Event)) (stack.Result, error) {
 			return stacks.Scale(ctx, m.GetService(), m.GetReplicas(), left, observe)
+		}
+	case *runnerv1.ServiceRestart:
+		j.timeout = restartTimeout
+		err = r.deadline(c)
+		j.work = func(ctx context.Context, stacks Stacks, left time.Duration, observe func(stack.Event)) (stack.Result, error) {
+			return stacks.Restart(ctx, m.GetService(), left, observe)
 		}
 	default:
 		err = failure.New(failure.Internal, "unsupported_command", c.envelope.Type, "cannot do %s", c.envelope.Type)

@@ -3,7 +3,9 @@ package command
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -31,7 +33,7 @@ func newManager(t *testing.T, name string, api client.APIClient) *rig {
 	r := &rig{t: t, journal: j, topic: &topic{}}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
-	heads, err := fence.New(fence.Config{Owner: name}, fence.Deps{Client: func() fence.API { return api }, Log: log})
+	heads, err := fence.New(fence.Config{Owner: name, Recent: recentOf(t)}, fence.Deps{Client: func() fence.API { return api }, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +42,7 @@ func newManager(t *testing.T, name string, api client.APIClient) *rig {
 		WorkDir: dir, AgentID: name, ClusterID: "c1", Kafka: names, MaxConcurrent: 2, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
 	}, Deps{
 		Journal: j, Fence: heads, Producer: r.topic, Role: func() runnerv1.NodeRole { return runnerv1.NodeRole_NODE_ROLE_MANAGER }, Warn: warnings{}, Log: log, Now: time.Now,
-		Stacks: func(c *fence.Claim) (Stacks, error) {
+		Stacks: func(c Claim) (Stacks, error) {
 			return stack.New(stack.Config{WorkDir: dir, Poll: 100 * time.Millisecond}, stack.Deps{Client: c.Client(api), Log: log})
 		},
 	})
@@ -49,6 +51,11 @@ func newManager(t *testing.T, name string, api client.APIClient) *rig {
 	}
 	t.Cleanup(r.end)
 	return r
+}
+
+// recentOf names the test's own ring: tests share a Swarm.
+func recentOf(t *testing.T) string {
+	return fmt.Sprintf("axt-recent-%x-%d", crc32.ChecksumIEEE([]byte(t.Name())), os.Getpid())
 }
 
 // TestOwnerHeldAtEveryStep: one request of the owner is held, another manager deploys the next generation, and the owner goes on. It tells what became of its
@@ -112,6 +119,9 @@ func removeStack(t *testing.T, api client.APIClient, name string) {
 	}
 	if err != nil {
 		t.Errorf("clean up: %v", err)
+	}
+	if c, _, err := api.ConfigInspectWithRaw(ctx, recentOf(t)); err == nil {
+		_ = api.ConfigRemove(ctx, c.ID)
 	}
 	for _, label := range []string{"axion.head=", "axion.manifest-of="} {
 		configs, err := api.ConfigList(ctx, swarm.ConfigListOptions{Filters: filters.NewArgs(filters.Arg("label", label+name))})

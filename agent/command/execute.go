@@ -17,7 +17,7 @@ import (
 // supported says which of the contract's commands this agent can do.
 func supported(msg proto.Message) bool {
 	switch msg.(type) {
-	case *runnerv1.StackDeploy, *runnerv1.StackRemove, *runnerv1.ServiceScale:
+	case *runnerv1.StackDeploy, *runnerv1.StackRemove, *runnerv1.ServiceScale, *runnerv1.ServiceRestart:
 		return true
 	default:
 		return false
@@ -28,6 +28,8 @@ func supported(msg proto.Message) bool {
 func subjectOf(msg proto.Message) string {
 	switch m := msg.(type) {
 	case *runnerv1.ServiceScale:
+		return m.GetService()
+	case *runnerv1.ServiceRestart:
 		return m.GetService()
 	default:
 		return stackOf(msg)
@@ -43,6 +45,12 @@ func stackOf(msg proto.Message) string {
 	default:
 		return ""
 	}
+}
+
+// withoutGeneration says whether a command is done once by an entry in the Swarm's ring, and not by its place in its stack's generations.
+func withoutGeneration(msg proto.Message) bool {
+	_, restart := msg.(*runnerv1.ServiceRestart)
+	return restart
 }
 
 // orderKey says which commands must keep their order: those whose names agree up to the first underscore. A service's name is its stack's name, an
@@ -96,11 +104,19 @@ func timeoutOf(d *durationpb.Duration, otherwise time.Duration) (time.Duration, 
 
 // progress tells the steps of one command. The stack engine calls it from one goroutine at a time.
 type progress struct {
-	runner   *Runner
-	command  *command
+	runner  *Runner
+	command *command
+	pace    pace
+	// sequence belongs to tell.
 	sequence uint64
 	// waits says that the lack of a quorum has been told.
 	waits bool
+}
+
+func (r *Runner) newProgress(c *command) *progress {
+	p := &progress{runner: r, command: c}
+	p.pace.tell = p.tell
+	return p
 }
 
 // withoutQuorum tells, once, that the command waits for the Swarm's managers. Call it from the goroutine that runs the command.
@@ -111,7 +127,10 @@ func (p *progress) withoutQuorum() {
 	}
 }
 
-func (p *progress) observe(e stack.Event) {
+func (p *progress) observe(e stack.Event) { p.pace.observe(e) }
+
+// tell sends a step. The pace calls it, from one goroutine at a time.
+func (p *progress) tell(e stack.Event) {
 	p.sequence++
 	msg := &runnerv1.CommandProgress{Sequence: p.sequence}
 	level := slog.LevelInfo

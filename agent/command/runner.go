@@ -39,8 +39,23 @@ type Stacks interface {
 	Deploy(ctx context.Context, d stack.Deployment, observe func(stack.Event)) (stack.Result, error)
 	Remove(ctx context.Context, name string, timeout time.Duration, observe func(stack.Event)) (stack.Result, error)
 	Scale(ctx context.Context, service string, replicas uint64, timeout time.Duration, observe func(stack.Event)) (stack.Result, error)
+	Restart(ctx context.Context, service string, timeout time.Duration, observe func(stack.Event)) (stack.Result, error)
 	Stacks(ctx context.Context) ([]stack.Summary, error)
 	Status(ctx context.Context, name string) (stack.StackStatus, error)
+}
+
+// Claim is the right to work on a command: a *fence.Claim on its stack, or a *fence.OnceClaim on a command without a generation.
+type Claim interface {
+	// Client wraps a Docker client for one attempt: what it writes is the claim's.
+	Client(api fence.API) fence.API
+	Context(ctx context.Context) (context.Context, context.CancelCauseFunc)
+	Generation() uint64
+	Left(timeout time.Duration) time.Duration
+	Keep(ctx context.Context)
+	Applied(ctx context.Context) error
+	Decide(ctx context.Context, status string, detail []byte) error
+	Err() error
+	Stopped() error
 }
 
 // Producer writes messages to Kafka and returns when they are acknowledged.
@@ -76,7 +91,7 @@ type Deps struct {
 	// Fence gives the claim on a stack under which a command runs.
 	Fence *fence.Fence
 	// Stacks returns the stack engine for one attempt under a claim: its client is replaced when the Docker engine comes back after an outage.
-	Stacks   func(*fence.Claim) (Stacks, error)
+	Stacks   func(Claim) (Stacks, error)
 	Producer Producer
 	// Role tells the node's role now.
 	Role func() runnerv1.NodeRole

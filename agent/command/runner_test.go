@@ -30,6 +30,8 @@ type stacks struct {
 	deploy func(ctx context.Context, d stack.Deployment, observe func(stack.Event)) (stack.Result, error)
 	remove func(ctx context.Context, name string) (stack.Result, error)
 	scale  func(ctx context.Context, service string, replicas uint64) (stack.Result, error)
+	// restart may be nil, too.
+	restart func(ctx context.Context, service string) (stack.Result, error)
 
 	mu   sync.Mutex
 	done []string
@@ -69,6 +71,14 @@ func (s *stacks) Scale(ctx context.Context, service string, replicas uint64, _ t
 		return stack.Result{Status: stack.Converged}, nil
 	}
 	return s.scale(ctx, service, replicas)
+}
+
+func (s *stacks) Restart(ctx context.Context, service string, _ time.Duration, _ func(stack.Event)) (stack.Result, error) {
+	s.note("restart %s", service)
+	if s.restart == nil {
+		return stack.Result{Status: stack.Converged}, nil
+	}
+	return s.restart(ctx, service)
 }
 
 func (s *stacks) Stacks(context.Context) ([]stack.Summary, error) {
@@ -157,7 +167,7 @@ func newRigWith(t *testing.T, swarm *configs, agent, path string, concurrent int
 	r.runner, err = New(Config{
 		WorkDir: t.TempDir(), AgentID: agent, ClusterID: "c1", Kafka: names, MaxConcurrent: concurrent, MaxMessageBytes: 1 << 20, DefaultTimeout: time.Minute,
 	}, Deps{
-		Journal: j, Fence: heads, Stacks: func(*fence.Claim) (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
+		Journal: j, Fence: heads, Stacks: func(Claim) (Stacks, error) { return r.stacks, nil }, Producer: r.topic, Role: func() runnerv1.NodeRole { return r.role }, Warn: warnings{},
 		Log: slog.New(slog.DiscardHandler), Now: now,
 	})
 	if err != nil {
@@ -194,8 +204,13 @@ func (r *rig) drain() []envelope.Envelope {
 // outcome drains the outbox until the outcome of that command has come, and returns it.
 func (r *rig) outcome(commandID string) *runnerv1.CommandOutcome {
 	r.t.Helper()
+	return r.outcomeWithin(patience, commandID)
+}
+
+func (r *rig) outcomeWithin(limit time.Duration, commandID string) *runnerv1.CommandOutcome {
+	r.t.Helper()
 	var found *runnerv1.CommandOutcome
-	r.until("the outcome of "+commandID, func() bool {
+	r.untilWithin(limit, "the outcome of "+commandID, func() bool {
 		for _, ev := range r.drain() {
 			if ev.ID == envelope.OutcomeID(commandID) {
 				found = decode[*runnerv1.CommandOutcome](r.t, ev)
@@ -206,9 +221,17 @@ func (r *rig) outcome(commandID string) *runnerv1.CommandOutcome {
 	return found
 }
 
+// patience bounds whatever takes no real Swarm.
+const patience = 10 * time.Second
+
 func (r *rig) until(what string, f func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	r.untilWithin(patience, what, f)
+}
+
+func (r *rig) untilWithin(limit time.Duration, what string, f func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(limit); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("waited in vain for %s", what)
 		}

@@ -84,19 +84,14 @@ func (s *Superseded) Unwrap() error { return s.failure }
 
 // Claim is the right to work on one generation of a stack, until it is lost.
 type Claim struct {
-	fence *Fence
-	cmd   Command
-	label string
-
-	alive   context.Context // ends, with the failure as its cause, when the claim is lost or the command is cancelled
-	end     context.CancelCauseFunc
-	lostErr atomic.Pointer[failure.Error]
+	latch
+	term
+	fence   *Fence
+	cmd     Command
+	label   string
 	stopErr atomic.Pointer[failure.Error] // the command is cancelled
 	// repeat says that a write of this pass was refused because something had changed, and the caller was not told or does not listen.
 	repeat atomic.Bool
-
-	taken                   time.Time     // when
-	spentBefore, usedBefore time.Duration // of the command's time, by then
 
 	mu      sync.Mutex // held during a change of the head
 	at      *stored
@@ -202,10 +197,10 @@ func (f *Fence) bury(ctx context.Context, api client.APIClient, at *stored) (*st
 func (f *Fence) newClaim(cmd Command, at *stored) *Claim {
 	now := f.deps.Now()
 	c := &Claim{
-		fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: now, taken: now, spentBefore: at.head.Spent, usedBefore: at.head.used(now),
+		fence: f, cmd: cmd, label: at.head.Label(), at: at, renewed: now, term: term{now, at.head.Spent, at.head.used(now)},
 		written: map[string]string{}, removed: map[string]bool{},
 	}
-	c.alive, c.end = context.WithCancelCause(context.Background())
+	c.open()
 	return c
 }
 
@@ -345,17 +340,7 @@ func (c *Claim) Watching() bool {
 
 // Context returns a context that ends with ctx, or when the claim is lost or the command cancelled, with that failure as its cause.
 func (c *Claim) Context(ctx context.Context) (context.Context, context.CancelCauseFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(c.alive, func() { cancel(c.Stopped()) })
-	return ctx, func(cause error) { stop(); cancel(cause) }
-}
-
-// Err returns the failure with CodeLost once the claim is lost, and nil before.
-func (c *Claim) Err() error {
-	if err := c.lostErr.Load(); err != nil {
-		return err
-	}
-	return nil
+	return c.until(ctx, c.Stopped)
 }
 
 // Stopped returns the failure with CodeLost or CodeCancelled once nothing may be written under the claim any more, and nil before.
@@ -375,11 +360,7 @@ func (c *Claim) lose(now *stored) error {
 	if now != nil {
 		by = now.head.Owner
 	}
-	err := failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by)
-	if c.lostErr.CompareAndSwap(nil, err) {
-		c.end(err)
-	}
-	return c.Err()
+	return c.shut(failure.New(failure.Conflict, CodeLost, c.cmd.Stack, "the claim on stack %s was lost: agent %s has taken it", c.cmd.Stack, by))
 }
 
 // stop is the latch of a cancelled command: from now on the claim only serves to decide that outcome.
@@ -416,7 +397,7 @@ func (c *Claim) swapLocked(ctx context.Context, f func(*Head) error) error {
 			return err
 		}
 		next := c.at.head.clone()
-		next.Spent = c.spent()
+		next.Spent = c.spent(c.fence.deps.Now())
 		if err := f(&next); err != nil {
 			return err
 		}
@@ -442,27 +423,18 @@ func (c *Claim) anothers(now *stored) bool {
 
 // Keep shows every few seconds that the holder is alive, and looks each second whether the command was cancelled, until ctx ends or the claim is lost.
 func (c *Claim) Keep(ctx context.Context) {
-	ticker := time.NewTicker(noticeEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-		case <-c.alive.Done():
-			return
-		case <-ctx.Done():
-			return
-		}
+	c.keep(ctx, func() {
 		c.mu.Lock()
 		fresh := c.fence.deps.Now().Sub(c.renewed) < renewEvery-noticeEvery/2
 		c.mu.Unlock()
 		if fresh {
 			c.notice(ctx)
-			continue
+			return
 		}
 		if err := c.change(ctx, func(*Head) {}); err != nil && ctx.Err() == nil && c.Stopped() == nil {
 			c.fence.deps.Log.Warn("a claim cannot be renewed; trying again", "stack", c.cmd.Stack, "error", err)
 		}
-	}
+	})
 }
 
 // notice looks at the head. A look proves nothing good, because it may be old; but a newer version says what has become of the claim.

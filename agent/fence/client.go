@@ -404,8 +404,9 @@ func (f *fenced) ConfigRemove(ctx context.Context, id string) error {
 
 // reserved refuses the names of this package's own configs.
 func reserved(name string) error {
-	if strings.HasPrefix(name, headPrefix) || strings.HasPrefix(name, manifestPrefix) {
-		return failure.New(failure.Denied, "reserved_name", name, "config %s: names that begin with %s or %s are the agents' own", name, headPrefix, manifestPrefix)
+	if strings.HasPrefix(name, headPrefix) || strings.HasPrefix(name, manifestPrefix) || name == recentName {
+		return failure.New(failure.Denied, "reserved_name", name, "config %s: the name %s and names that begin with %s or %s are the agents' own",
+			name, recentName, headPrefix, manifestPrefix)
 	}
 	return nil
 }
@@ -439,12 +440,14 @@ func (c *Claim) sawNone() {
 }
 
 // sightOf is a service's label and, if Swarm has rolled it back, since when.
-func sightOf(s swarm.Service) string {
-	at := ""
+func sightOf(s swarm.Service) string { return s.Spec.Labels[LabelGeneration] + "@" + rolledBackAt(s) }
+
+// rolledBackAt is since when Swarm has put a service back to what it was, "" if it has not.
+func rolledBackAt(s swarm.Service) string {
 	if u := s.UpdateStatus; u != nil && u.StartedAt != nil && strings.HasPrefix(string(u.State), "rollback_") {
-		at = strconv.FormatInt(u.StartedAt.UnixNano(), 10)
+		return strconv.FormatInt(u.StartedAt.UnixNano(), 10)
 	}
-	return s.Spec.Labels[LabelGeneration] + "@" + at
+	return ""
 }
 
 // rolledBack says whether Swarm itself has put the service back to what the generation found, after the generation wrote it.

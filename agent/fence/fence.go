@@ -9,6 +9,9 @@
 // too late fail by its version. A removal is a label first, checked in the same way. A creation has no condition in Swarm, so Run sweeps what an older generation
 // created too late.
 //
+// A command without a generation has no place in a head. It is kept in a ring, Recent, from before its first write until its deadline is over for every clock, so
+// that it is done once whoever is given it, and however often.
+//
 // Besides stack/ and agent/engine this is the only package that talks to Docker. It knows nothing of Kafka, of what a command does, and of what its outcome means.
 package fence
 
@@ -56,6 +59,8 @@ type Config struct {
 	SkipUnchanged bool
 	// SweepEvery is how often Run sweeps; 0 means 5 s.
 	SweepEvery time.Duration
+	// Recent is the name of the ring of commands without a generation; "" means axion-recent. Tests share a Swarm.
+	Recent string
 }
 
 // Deps are the parts that a Fence works with.
@@ -78,18 +83,31 @@ type Fence struct {
 	deps Deps
 	wake chan struct{}
 	// only is a stack, the only one that Run looks after; "" means all. Tests share a Swarm.
-	only string
+	only   string
+	recent *Recent
 
 	mu    sync.Mutex
 	busy  map[string]chan struct{} // by stack: closed when the claim or sweep of this process is over
-	seen  map[string]sighting      // by stack: what rule 8 needs
+	seen  sightings                // by stack
 	heads []Head                   // as last listed
 }
 
-// sighting is since when, on this process's monotonic clock, a head has had that version.
+// sightings is what rule 8 needs: since when, on this process's monotonic clock, something has had that version.
+type sightings map[string]sighting
+
 type sighting struct {
 	version uint64
 	since   time.Time
+}
+
+// still notes the version and tells how long it has not moved.
+func (s sightings) still(name string, version uint64, now time.Time) time.Duration {
+	was, ok := s[name]
+	if !ok || was.version != version {
+		was = sighting{version, now}
+		s[name] = was
+	}
+	return now.Sub(was.since)
 }
 
 // New returns a Fence; it starts nothing and asks the engine nothing.
@@ -103,6 +121,9 @@ func New(cfg Config, deps Deps) (*Fence, error) {
 	if cfg.SweepEvery == 0 {
 		cfg.SweepEvery = sweepEvery
 	}
+	if cfg.Recent == "" {
+		cfg.Recent = recentName
+	}
 	if deps.Assigned == nil {
 		deps.Assigned = func() (int32, bool) { return 0, false }
 	}
@@ -112,7 +133,9 @@ func New(cfg Config, deps Deps) (*Fence, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	return &Fence{cfg: cfg, deps: deps, wake: make(chan struct{}, 1), busy: map[string]chan struct{}{}, seen: map[string]sighting{}}, nil
+	f := &Fence{cfg: cfg, deps: deps, wake: make(chan struct{}, 1), busy: map[string]chan struct{}{}, seen: sightings{}}
+	f.recent = newRecent(f)
+	return f, nil
 }
 
 // Run lists the heads and sweeps, until ctx ends: when the cluster's topic is assigned, after each outcome, and every few seconds in between.
@@ -209,13 +232,7 @@ func (f *Fence) unlock(stack string) {
 func (f *Fence) stoodStill(s *stored) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := f.deps.Now()
-	was, ok := f.seen[s.head.Stack]
-	if !ok || was.version != s.version.Index {
-		was = sighting{s.version.Index, now}
-		f.seen[s.head.Stack] = was
-	}
-	return now.Sub(was.since)
+	return f.seen.still(s.head.Stack, s.version.Index, f.deps.Now())
 }
 
 // outOfSequence says whether the engine refused a write because its object has moved on.

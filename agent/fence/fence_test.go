@@ -53,6 +53,9 @@ func (r *rig) clean() {
 	if err != nil {
 		r.t.Errorf("clean up: %v", err)
 	}
+	if c, _, err := r.api.ConfigInspectWithRaw(ctx, r.stack+"-recent"); err == nil {
+		_ = r.api.ConfigRemove(ctx, c.ID)
+	}
 	for _, label := range []string{labelHead + "=" + r.stack, labelManifestOf + "=" + r.stack} {
 		configs, err := r.api.ConfigList(ctx, swarm.ConfigListOptions{Filters: filters.NewArgs(filters.Arg("label", label))})
 		if err != nil {
@@ -76,7 +79,7 @@ func (r *rig) manager(name string, group int32, api client.APIClient) *manager {
 	r.t.Helper()
 	m := &manager{rig: r, api: api, group: group}
 	var err error
-	m.fence, err = New(Config{Owner: name, Standstill: 2 * time.Second}, Deps{Client: func() client.APIClient { return m.api }, Log: slog.New(slog.DiscardHandler)})
+	m.fence, err = New(Config{Owner: name, Standstill: 2 * time.Second, Recent: r.stack + "-recent"}, Deps{Client: func() client.APIClient { return m.api }, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -36,6 +36,8 @@ const (
 	LabelGeneration = "axion.generation"
 	// LabelTombstone is on a service that is about to be removed, and will be.
 	LabelTombstone = "axion.tombstone"
+	// LabelRestart is the id of the command that restarted the service last, until the next deployment of its stack.
+	LabelRestart   = "axion.restart"
 	labelNamespace = "com.docker.stack.namespace"
 )
 

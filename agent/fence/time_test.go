@@ -23,7 +23,7 @@ func TestTimeLeft(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, skew := range []time.Duration{0, time.Hour, -time.Hour} {
 				h := Head{Begun: begun, Spent: tc.spent}
-				c := &Claim{usedBefore: h.used(begun.Add(tc.after + skew))}
+				c := &Claim{term: term{usedBefore: h.used(begun.Add(tc.after + skew))}}
 				got := c.Left(timeout)
 				if skew == 0 && got != tc.want {
 					t.Errorf("%s left, want %s", got, tc.want)
@@ -37,7 +37,7 @@ func TestTimeLeft(t *testing.T) {
 			}
 		})
 	}
-	if got := (&Claim{usedBefore: time.Hour}).Left(time.Second); got != time.Second {
+	if got := (&Claim{term: term{usedBefore: time.Hour}}).Left(time.Second); got != time.Second {
 		t.Errorf("of one second %s are left", got)
 	}
 }

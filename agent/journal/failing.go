@@ -47,5 +47,8 @@ func (f *Failing) Bytes() int64 { return 0 }
 // Dropped is zero.
 func (f *Failing) Dropped() uint64 { return 0 }
 
+// ExpireProgress fails.
+func (f *Failing) ExpireProgress(time.Time) error { return f.Err }
+
 // Close fails.
 func (f *Failing) Close() error { return f.Err }

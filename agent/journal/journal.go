@@ -93,6 +93,8 @@ type Outbox interface {
 	Bytes() int64
 	// Dropped is the number of progress events that were dropped since the journal was opened.
 	Dropped() uint64
+	// ExpireProgress drops progress events that were made before that time. Outcomes are never dropped.
+	ExpireProgress(before time.Time) error
 }
 
 // Store is the whole journal. Bolt is the real one; Failing fails.

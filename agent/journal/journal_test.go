@@ -307,6 +307,56 @@ func TestBound(t *testing.T) {
 	}
 }
 
+// TestOldProgressIsDropped: the broker is away for more than a day.
+func TestOldProgressIsDropped(t *testing.T) {
+	for name, flushed := range map[string]bool{"in memory": false, "on disk": true} {
+		t.Run(name, func(t *testing.T) {
+			b := open(t, filepath.Join(t.TempDir(), "journal.db"), Options{})
+			at := func(id string, age time.Duration) envelope.Envelope {
+				e := event(id, make([]byte, 100)...)
+				e.Time = start.Add(-age)
+				return e
+			}
+			appended := func(id string, age time.Duration) {
+				if err := b.Append(at(id, age), "k"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			appended("p0", 31*time.Hour)
+			appended("p1", 30*time.Hour)
+			must[envelope.Envelope](t)(b.Decide("c1", "k", 0, at("o1", 29*time.Hour)))
+			appended("p2", 25*time.Hour)
+			appended("p3", 23*time.Hour)
+			if flushed {
+				if err := b.flushTail(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			size := b.Bytes()
+			if err := b.ExpireProgress(start.Add(-24 * time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			if got := ids(t, b); !slices.Equal(got, []string{"o1", "p3"}) || b.Len() != 2 || b.Dropped() != 3 {
+				t.Errorf("left %v, %d entries, %d dropped", got, b.Len(), b.Dropped())
+			}
+			if b.Bytes() >= size || b.Bytes() <= 0 {
+				t.Errorf("%d bytes of %d", b.Bytes(), size)
+			}
+			again := crash(t, b, Options{})
+			if got := ids(t, again); len(got) == 0 || got[0] != "o1" || slices.Contains(got, "p1") {
+				t.Errorf("on disk: %v", got)
+			}
+			if err := b.ExpireProgress(start.Add(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			ackAll(t, b)
+			if b.Len() != 0 || b.Bytes() != 0 || !closed(b.Settled("o1")) {
+				t.Errorf("%d entries, %d bytes", b.Len(), b.Bytes())
+			}
+		})
+	}
+}
+
 func TestSettled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal.db")
 	b := open(t, path, Options{})
@@ -591,7 +641,7 @@ func TestFailing(t *testing.T) {
 	_, receive := s.Receive("c", "t")
 	_, decide := s.Decide("c", "", 0, envelope.Envelope{})
 	_, peek := s.Peek(1, 1)
-	for _, err := range []error{receive, decide, peek, s.Append(event("1"), "k"), s.Acked(1), s.Expire(start), s.Close()} {
+	for _, err := range []error{receive, decide, peek, s.Append(event("1"), "k"), s.Acked(1), s.Expire(start), s.ExpireProgress(start), s.Close()} {
 		if !errors.Is(err, want) {
 			t.Errorf("got %v", err)
 		}

@@ -39,8 +39,10 @@ func New(cfg Config, deps Deps) (*Client, error) {
 		cfg:     cfg,
 		deps:    deps,
 		started: deps.Now(),
-		pace:    pace{backoff: backoff.Backoff{First: t.BackoffMin, Max: t.BackoffMax, Random: deps.Random}, healthyAfter: t.HealthyAfter},
-		state:   state{notify: deps.OnState, changed: make(chan struct{})},
+		pace: pace{
+			backoff: backoff.Backoff{First: t.BackoffMin, Random: deps.Random}, healthyAfter: t.HealthyAfter, max: t.BackoffMax, soon: min(t.BackoffSoon, t.BackoffMax),
+		},
+		state: state{notify: deps.OnState, changed: make(chan struct{})},
 	}, nil
 }
 
@@ -69,11 +71,11 @@ func (c *Client) Stats() Stats { return c.count.stats() }
 // Run keeps a session open until ctx ends; then it says goodbye to the plane and returns nil. It returns no other way.
 func (c *Client) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		connectedFor, err := c.once(ctx)
+		connectedFor, answered, err := c.once(ctx)
 		if ctx.Err() != nil {
 			break
 		}
-		wait := c.pace.next(connectedFor, retryAfter(err, c.cfg.Timing.MaxRetryAfter))
+		wait := c.pace.next(connectedFor, retryAfter(err, c.cfg.Timing.MaxRetryAfter), answered)
 		c.complain(err)
 		f := failure.Of(err)
 		if c.deps.Refused != nil && ofCertificate(f.Code) {
@@ -87,12 +89,12 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// once lives one session. It returns for how long it was connected and why it ended.
-func (c *Client) once(ctx context.Context) (time.Duration, error) {
+// once lives one session. It returns for how long it was connected, whether anybody took the connection, and why it ended.
+func (c *Client) once(ctx context.Context) (connectedFor time.Duration, answered bool, _ error) {
 	c.count.attempts.Add(1)
-	s, err := c.open(ctx)
+	s, answered, err := c.open(ctx)
 	if err != nil {
-		return 0, err
+		return 0, answered, err
 	}
 	c.count.connects.Add(1)
 	since := c.deps.Now()
@@ -101,5 +103,5 @@ func (c *Client) once(ctx context.Context) (time.Duration, error) {
 	c.state.set(true, s.welcome.GetClusterTopicAllowed())
 	err = s.run(ctx)
 	c.state.setConnected(false)
-	return c.deps.Now().Sub(since), err
+	return c.deps.Now().Sub(since), true, err
 }

@@ -211,6 +211,35 @@ func TestPlaneThatDoesNotReadEndsTheSession(t *testing.T) {
 	eventually(t, "the next session", func() bool { return sessions.Load() >= 2 })
 }
 
+// What cannot wait is told at once, however long the interval is.
+func TestHeartbeatOutOfTurn(t *testing.T) {
+	beats := make(chan uint64, 8)
+	p := (&scripted{connect: func(s runnerv1.Runner_ConnectServer) error {
+		if _, err := welcome(s, time.Minute); err != nil {
+			return err
+		}
+		for {
+			m, err := s.Recv()
+			if err != nil {
+				return nil
+			}
+			if h := m.GetHeartbeat(); h != nil {
+				beats <- h.GetSequence()
+			}
+		}
+	}}).start(t)
+	beat := make(chan struct{})
+	run(t, p.ca, p.address, func(_ *Config, d *Deps) { d.Beat = beat })
+	for n := uint64(1); n <= 3; n++ {
+		if got := receive(t, "a heartbeat", beats); got != n {
+			t.Errorf("heartbeat %d is number %d", n, got)
+		}
+		if n < 3 {
+			beat <- struct{}{}
+		}
+	}
+}
+
 func TestHeartbeatIsMadeFit(t *testing.T) {
 	beats := make(chan *runnerv1.Heartbeat, 8)
 	p := (&scripted{connect: func(s runnerv1.Runner_ConnectServer) error {

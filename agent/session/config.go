@@ -58,16 +58,17 @@ type Config struct {
 
 // Timing holds the session's times. A zero field takes the value that its comment names.
 type Timing struct {
-	// Handshake bounds the time from dialling to Welcome: 15 s.
-	Handshake time.Duration
+	// Dial bounds the wait for the plane's host to answer, and Handshake the time from dialling to Welcome: 4 s and 15 s.
+	Dial, Handshake time.Duration
 	// Heartbeat is the interval until the plane names one: 5 s.
 	Heartbeat time.Duration
 	// MinHeartbeat and MaxHeartbeat bound what the plane may name: 1 s and 5 min.
 	MinHeartbeat, MaxHeartbeat time.Duration
 	// AckTimeout is how long an answer to a heartbeat may take before the session counts as broken: three intervals, but not longer than this: 15 s.
 	AckTimeout time.Duration
-	// BackoffMin and BackoffMax bound the wait before the next session: 100 ms and 60 s.
-	BackoffMin, BackoffMax time.Duration
+	// BackoffMin and BackoffMax bound the wait before the next session: 100 ms and 60 s. BackoffSoon bounds it after an attempt that was no burden for the
+	// plane, because nobody answered or an open session broke: 3 s.
+	BackoffMin, BackoffMax, BackoffSoon time.Duration
 	// HealthyAfter is how long a session must have lasted for the back-off to begin anew: 60 s.
 	HealthyAfter time.Duration
 	// MaxRetryAfter bounds the plane's retry hints: 10 min.
@@ -87,6 +88,7 @@ func (t Timing) withDefaults() Timing {
 		field *time.Duration
 		value time.Duration
 	}{
+		{&t.Dial, 4 * time.Second},
 		{&t.Handshake, 15 * time.Second},
 		{&t.Heartbeat, 5 * time.Second},
 		{&t.MinHeartbeat, time.Second},
@@ -94,6 +96,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.AckTimeout, 15 * time.Second},
 		{&t.BackoffMin, 100 * time.Millisecond},
 		{&t.BackoffMax, time.Minute},
+		{&t.BackoffSoon, 3 * time.Second},
 		{&t.HealthyAfter, time.Minute},
 		{&t.MaxRetryAfter, 10 * time.Minute},
 		{&t.NodesEvery, 30 * time.Second},
@@ -141,6 +144,8 @@ type Deps struct {
 	Nodes func(ctx context.Context) (*runnerv1.NodeList, error)
 	// Heartbeat returns a new message with what the agent knows of itself; the session fills in sequence and time. It must not block.
 	Heartbeat func() *runnerv1.Heartbeat
+	// Beat asks for a heartbeat now, for each value, because it says something that cannot wait for the next one. May be nil.
+	Beat <-chan struct{}
 	// Handler does immediate commands.
 	Handler Handler
 	// Logs reads logs; nil refuses log streams.

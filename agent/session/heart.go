@@ -57,6 +57,9 @@ func (s *session) heart(stop <-chan struct{}) error {
 		case <-next.C:
 			s.beat(h)
 			next.Reset(h.pause())
+		case <-s.client.deps.Beat:
+			s.beat(h)
+			next.Reset(h.pause())
 		case ack := <-s.acks:
 			if s.acknowledged(h, ack) {
 				next.Reset(h.pause())

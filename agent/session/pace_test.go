@@ -11,24 +11,39 @@ import (
 
 func TestPace(t *testing.T) {
 	type step struct {
-		connectedFor, hint, want time.Duration
+		connectedFor, hint time.Duration
+		answered           bool
+		want               time.Duration
 	}
 	for name, steps := range map[string][]step{
 		"a short session does not begin anew": {
-			{0, 0, 100 * time.Millisecond},
-			{59 * time.Second, 0, 200 * time.Millisecond},
-			{time.Minute, 0, 100 * time.Millisecond},
-			{time.Second, 0, 200 * time.Millisecond},
+			{0, 0, true, 100 * time.Millisecond},
+			{9 * time.Second, 0, true, 200 * time.Millisecond},
+			{10 * time.Second, 0, true, 100 * time.Millisecond},
+			{time.Second, 0, true, 200 * time.Millisecond},
 		},
 		"a hint is the least": {
-			{0, time.Second, time.Second},
-			{0, time.Millisecond, 200 * time.Millisecond},
+			{0, time.Second, true, time.Second},
+			{0, time.Millisecond, true, 200 * time.Millisecond},
+		},
+		"waits stay short where nobody answers or a session broke, and grow long where somebody answers and gives no session": {
+			{0, 0, false, 100 * time.Millisecond},
+			{0, 0, false, 200 * time.Millisecond},
+			{0, 0, false, 400 * time.Millisecond},
+			{0, 0, false, 500 * time.Millisecond},
+			{time.Second, 0, true, 500 * time.Millisecond},
+			{0, 0, true, time.Second},
+			{0, 0, true, 2 * time.Second},
+			{0, 0, false, 500 * time.Millisecond},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := pace{backoff: backoff.Backoff{First: 100 * time.Millisecond, Max: time.Minute, Random: func() float64 { return 1 }}, healthyAfter: time.Minute}
+			p := pace{
+				backoff:      backoff.Backoff{First: 100 * time.Millisecond, Random: func() float64 { return 1 }},
+				healthyAfter: 10 * time.Second, max: time.Minute, soon: 500 * time.Millisecond,
+			}
 			for i, s := range steps {
-				if got := p.next(s.connectedFor, s.hint); got != s.want {
+				if got := p.next(s.connectedFor, s.hint, s.answered); got != s.want {
 					t.Fatalf("wait %d is %s, want %s", i+1, got, s.want)
 				}
 			}

@@ -36,16 +36,18 @@ type session struct {
 	logs     *logs
 }
 
-// open dials the plane, says Hello and waits for Welcome.
-func (c *Client) open(ctx context.Context) (*session, error) {
+// open dials the plane, says Hello and waits for Welcome. If there is none it says whether anybody took the connection.
+func (c *Client) open(ctx context.Context) (_ *session, answered bool, _ error) {
 	trust := handshake.New(c.deps.TLS())
+	dialer := newDialer(c.cfg.Timing.Dial)
 	conn, err := grpc.NewClient(c.cfg.Address,
 		grpc.WithTransportCredentials(trust),
+		grpc.WithContextDialer(dialer.dial),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithUserAgent("axion-agent/"+c.cfg.AgentVersion),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(maxSendBytes)))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "plane_address", c.cfg.Address, "connect to plane %s: %w", c.cfg.Address, err)
+		return nil, false, failure.New(failure.Invalid, "plane_address", c.cfg.Address, "connect to plane %s: %w", c.cfg.Address, err)
 	}
 	s := &session{
 		client: c,
@@ -60,9 +62,9 @@ func (c *Client) open(ctx context.Context) (*session, error) {
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := s.greet(ctx); err != nil {
 		s.close(err)
-		return nil, err
+		return nil, dialer.connected.Load(), err
 	}
-	return s, nil
+	return s, true, nil
 }
 
 // greet bounds the handshake, by ctx and in time.

@@ -26,7 +26,7 @@ func TestRequestIsDoneAtMostOnce(t *testing.T) {
 		if _, err := welcome(s, time.Second); err != nil {
 			return err
 		}
-		for _, id := range []string{"r1", "r1", "r1"} { // repeated while it runs
+		for _, id := range []string{"r1", "r1", "r1", "behind"} { // repeated while it runs; who sees the one behind knows that the others were read
 			if err := s.Send(request(id)); err != nil {
 				return err
 			}
@@ -40,19 +40,25 @@ func TestRequestIsDoneAtMostOnce(t *testing.T) {
 			if err != nil {
 				return nil
 			}
-			if msg.GetResponse() != nil {
+			if r := msg.GetResponse(); r != nil && r.GetId() != "behind" {
 				said <- msg
 			}
 		}
 	}}).start(t)
+	behind := make(chan struct{})
 	run(t, p.ca, p.address, func(_ *Config, d *Deps) {
-		d.Handler = handlerFunc(func(context.Context, *runnerv1.Request) *runnerv1.Response {
+		d.Handler = handlerFunc(func(_ context.Context, req *runnerv1.Request) *runnerv1.Response {
+			if req.GetId() == "behind" {
+				close(behind)
+				return &runnerv1.Response{}
+			}
 			n := runs.Add(1)
 			<-release
 			return &runnerv1.Response{Warnings: []string{fmt.Sprint("run ", n)}}
 		})
 	})
 	eventually(t, "it runs", func() bool { return runs.Load() == 1 })
+	<-behind
 	close(release)
 	for _, what := range []string{"the answer", "the same answer again"} {
 		r := receive(t, what, said).GetResponse()

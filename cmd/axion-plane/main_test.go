@@ -124,6 +124,7 @@ func TestUsage(t *testing.T) {
 		"bad format":         {nil, []string{"serve", data, "--log-format", "xml"}, exitUsage, "xml"},
 		"bad listen":         {nil, []string{"serve", data, "--listen", "9443"}, exitUsage, "9443"},
 		"bad mechanism":      {nil, []string{"serve", data, "--kafka-brokers", "b:1", "--kafka-sasl-mechanism", "md5"}, exitUsage, "md5"},
+		"bad ACLs":           {nil, []string{"serve", data, "--kafka-brokers", "b:1", "--kafka-acls", "maybe"}, exitUsage, "on or off"},
 		"no mechanism":       {nil, []string{"serve", data, "--kafka-brokers", "b:1", "--kafka-sasl-username", "u"}, exitUsage, "mechanism"},
 		"no password":        {nil, []string{"serve", data, "--kafka-brokers", "b:1", "--kafka-sasl-username", "u", "--kafka-sasl-mechanism", "plain"}, exitUsage, "password"},
 		"no password file":   {nil, []string{"serve", data, "--kafka-brokers", "b:1", "--kafka-sasl-mechanism", "plain", "--kafka-sasl-password-file", "/nowhere/x"}, exitUsage, "/nowhere/x"},

@@ -28,6 +28,8 @@ type serveOptions struct {
 	username     string
 	passwordFile string
 	caFile       string
+	acls         string
+	keepBundles  bool
 	level        string
 	format       string
 }
@@ -42,8 +44,10 @@ func (o *serveOptions) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.username, "kafka-sasl-username", "", "the plane's user `name` there")
 	flags.StringVar(&o.passwordFile, "kafka-sasl-password-file", "", "`file` with the plane's password there (or "+passwordEnv+")")
 	flags.BoolVar(&o.config.KafkaAgentSCRAM, "kafka-agent-scram", false, "make SCRAM credentials there for each agent, instead of knowing agents by their certificates")
+	flags.StringVar(&o.acls, "kafka-acls", "on", "`on|off`: off leaves access rights there to you, for a Kafka whose administrator the plane is not; every agent can read what you do not forbid")
 	flags.StringVar(&o.caFile, "kafka-ca", "", "`file` with the CA certificates of those brokers; without it, this plane's own CA")
 	flags.BoolVar(&o.config.KafkaPlaintext, "kafka-plaintext", false, "speak to those brokers without TLS: for development on one machine only")
+	flags.BoolVar(&o.keepBundles, "keep-last-bundles", true, "keep what was deployed last of each stack, secret files and credentials included, to deploy it again when a Swarm comes back from a backup")
 	flags.DurationVar(&o.config.CertificateLife, "certificate-life", 0, "how long agents' certificates are valid (default 720h)")
 	flags.DurationVar(&o.config.HeartbeatInterval, "heartbeat-interval", 0, "how often agents are heard of (default 5s)")
 	flags.StringVar(&o.level, "log-level", "info", "debug, info, warn or error")
@@ -69,12 +73,20 @@ func serve(cmd *cobra.Command, data string, o *serveOptions) error {
 func (o *serveOptions) planeConfig(data string) (plane.Config, error) {
 	cfg := o.config
 	cfg.DataDir = data
+	cfg.ForgetBundles = !o.keepBundles
 	if o.caFile != "" {
 		pem, err := readFile("kafka-ca", o.caFile)
 		if err != nil {
 			return cfg, err
 		}
 		cfg.KafkaCAPEM = pem
+	}
+	switch o.acls {
+	case "on":
+	case "off":
+		cfg.KafkaNoACLs = true
+	default:
+		return cfg, fmt.Errorf("kafka-acls: %q is not on or off", o.acls)
 	}
 	var err error
 	cfg.KafkaSASL, err = o.sasl()

@@ -96,7 +96,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().VarP(&a.output, "output", "o", "print as `table|json` (default table)")
 	mustComplete(root, "output", outputs...)
 	root.AddCommand(
-		a.deployCommand(), a.removeCommand(), a.scaleCommand(), a.psCommand(), a.logsCommand(), a.eventsCommand(),
+		a.deployCommand(), a.removeCommand(), a.scaleCommand(), a.restartCommand(), a.cancelCommand(), a.psCommand(), a.logsCommand(), a.eventsCommand(),
 		a.agentsCommand(), a.tokenCommand(), a.containerCommand(), a.dlqCommand(), a.versionCommand(),
 	)
 	return root
@@ -108,7 +108,7 @@ It reads where the control plane is, whom to trust and the operator's token from
 the control plane writes into its data directory on its first start (operator.toml).
 
 Exit codes:
-  0    done; for deploy, rm and scale: everything runs as asked for (or is gone)
+  0    done; for deploy, rm, scale and restart: everything runs as asked for (or is gone)
   1    failed
   2    the arguments are wrong
   3    timed out

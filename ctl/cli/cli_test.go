@@ -113,7 +113,9 @@ func TestUsage(t *testing.T) {
 		"short timeout":     {[]string{"rm", "--timeout", "1ms", "a"}, "must be between 1s and 24h"},
 		"long ttl":          {[]string{"token", "create", "--cluster", "a", "--ttl", "721h"}, "must be between 1m and 720h"},
 		"no cluster":        {[]string{"token", "create"}, `required flag(s) "cluster" not set`},
+		"no command":        {[]string{"cancel"}, "COMMAND is missing"},
 		"bad scale":         {[]string{"scale", "web"}, `"web" is not of the form SERVICE=N`},
+		"restart of none":   {[]string{"restart"}, "SERVICE is missing"},
 		"negative scale":    {[]string{"scale", "web=-1"}, "between 0 and 100000"},
 		"too much":          {[]string{"scale", "web=100001"}, "between 0 and 100000"},
 		"agent and cluster": {[]string{"ps", "--agent", "a", "--cluster", "b"}, "[agent cluster]"},
@@ -171,6 +173,13 @@ func fleet() *planetest.Script {
 		OnRemoveAgent: func(context.Context, *planev1.RemoveAgentRequest) (*planev1.RemoveAgentResponse, error) {
 			return &planev1.RemoveAgentResponse{}, nil
 		},
+		OnCancelCommand: func(_ context.Context, r *planev1.CancelCommandRequest) (*planev1.CancelCommandResponse, error) {
+			if r.GetCommandId() != commandID {
+				return nil, failurepb.Status(failure.New(failure.Conflict, "already_ended", r.GetCommandId(), "command %s for shop has already ended: succeeded", r.GetCommandId()).
+					WithHint("what it did stays"))
+			}
+			return &planev1.CancelCommandResponse{AgentId: agentID}, nil
+		},
 		OnSendRequest: answer,
 	}
 }
@@ -217,6 +226,8 @@ func TestOutput(t *testing.T) {
 		"token-revoke-none": {"token", "revoke", "t-9"},
 		"agents":            {"agents"},
 		"agents-rm":         {"agents", "rm", agentID},
+		"cancel":            {"cancel", commandID},
+		"cancel-ended":      {"cancel", "c-0"},
 		"ps":                {"ps"},
 		"ps-stack":          {"ps", "shop"},
 		"ps-none":           {"ps", "nothing"},
@@ -391,7 +402,7 @@ func TestDetach(t *testing.T) {
 	}
 }
 
-func TestScaleAndRemove(t *testing.T) {
+func TestScaleRemoveAndRestart(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args  []string
 		check func(*planev1.SubmitCommandRequest) bool
@@ -403,6 +414,9 @@ func TestScaleAndRemove(t *testing.T) {
 		"remove": {[]string{"rm", "--timeout", "2s", "shop"}, func(r *planev1.SubmitCommandRequest) bool {
 			return r.GetStackRemove().GetStack() == "shop" && r.GetStackRemove().GetTimeout().AsDuration() == 2*time.Second && r.GetTimeToLive().AsDuration() == time.Minute
 		}},
+		"restart": {[]string{"restart", "--timeout", "2s", "--cluster", "prod", "shop_web"}, func(r *planev1.SubmitCommandRequest) bool {
+			return r.GetServiceRestart().GetService() == "shop_web" && r.GetClusterId() == "prod" && r.GetTimeToLive().AsDuration() == 2*time.Second
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var request *planev1.SubmitCommandRequest
@@ -411,6 +425,38 @@ func TestScaleAndRemove(t *testing.T) {
 				t.Errorf("got %+v, sent %v", got, request)
 			}
 		})
+	}
+}
+
+func TestRestartShowsItsProgress(t *testing.T) {
+	web := func(state runnerv1.ServiceState, running uint64) *runnerv1.ServiceProgress {
+		return &runnerv1.ServiceProgress{Service: "shop_web", State: state, Running: running, Desired: 2}
+	}
+	p := planetest.Start(t, &planetest.Script{
+		OnSubmitCommand: func(context.Context, *planev1.SubmitCommandRequest) (*planev1.SubmitCommandResponse, error) {
+			return &planev1.SubmitCommandResponse{CommandId: commandID, ClusterId: "prod"}, nil
+		},
+		OnWatchEvents: func(_ *planev1.WatchEventsRequest, stream grpc.ServerStreamingServer[planev1.EventRecord]) error {
+			const typ = "axion.runner.v1.ServiceRestart"
+			pending := &runnerv1.CommandProgress_Service{Service: web(runnerv1.ServiceState_SERVICE_STATE_PENDING, 1)}
+			for _, event := range []*planev1.EventRecord{
+				planetest.Event(t, 1, commandID, 0, &runnerv1.CommandReceived{Type: typ, Attempt: 1}),
+				planetest.Event(t, 2, commandID, time.Second, &runnerv1.CommandProgress{Sequence: 1, Step: pending}),
+				planetest.Event(t, 3, commandID, 3*time.Second, &runnerv1.CommandOutcome{
+					Type: typ, Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED, Stack: "shop", StartedAt: at(0), EndedAt: at(3 * time.Second),
+					Services: []*runnerv1.ServiceProgress{web(runnerv1.ServiceState_SERVICE_STATE_CONVERGED, 2)},
+				}),
+			} {
+				if err := stream.Send(event); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	})
+	for _, format := range []string{"table", "json"} {
+		got := axionctl(t, p, "restart", "-o", format, "shop_web")
+		goldentest.Compare(t, "restart-"+format+".golden", got.golden(p.Context.Address, "ADDRESS"))
 	}
 }
 

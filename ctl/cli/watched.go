@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type watched struct {
 	title   string // what is done, for example "deploy stack shop"
 	stack   string // where to look when it is not known what became of it; may be empty
 	timeout time.Duration
+	life    time.Duration // until when an agent must have begun it; 0 means the timeout, or minTimeToLive if that is longer
 	detach  bool
 	target  target
 	request *planev1.SubmitCommandRequest
@@ -38,7 +40,7 @@ type watched struct {
 // carry submits the command, shows its progress and returns how it ended.
 func (a *app) carry(ctx context.Context, w watched) error {
 	return a.call(ctx, 0, func(ctx context.Context, plane *client.Client) error {
-		timeToLive := max(w.timeout, minTimeToLive)
+		timeToLive := cmp.Or(w.life, max(w.timeout, minTimeToLive))
 		w.request.ClusterId, w.request.AgentId = w.target.cluster, w.target.agent
 		w.request.IdempotencyKey = a.env.NewKey()
 		w.request.TimeToLive = durationpb.New(timeToLive)

@@ -20,6 +20,8 @@ import (
 const (
 	// submitPatience is how long the same command is offered again to a plane that does not answer.
 	submitPatience = 45 * time.Second
+	// submitAttempt bounds one attempt; the largest bundle must fit through a slow line.
+	submitAttempt = 60 * time.Second
 	// reconnectPatience is how long a lost watch is tried again without success.
 	reconnectPatience = 10 * time.Minute
 	// backoffBase and backoffLimit bound the pause before an attempt.
@@ -37,8 +39,10 @@ type Operator interface {
 
 // Config says how patient to be; zero values mean the defaults.
 type Config struct {
-	// SubmitPatience is how long to offer the command to a plane that does not answer.
+	// SubmitPatience is how long to offer the command to a plane that does not answer. It is offered at least twice, however long the first attempt took.
 	SubmitPatience time.Duration
+	// SubmitAttempt bounds one attempt at handing the command over.
+	SubmitAttempt time.Duration
 	// ReconnectPatience is how long to try to go on with a lost watch.
 	ReconnectPatience time.Duration
 	// Limit ends the watch if there is no outcome by then; 0 means never. It counts from the submission.
@@ -50,6 +54,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.SubmitPatience == 0 {
 		c.SubmitPatience = submitPatience
+	}
+	if c.SubmitAttempt == 0 {
+		c.SubmitAttempt = submitAttempt
 	}
 	if c.ReconnectPatience == 0 {
 		c.ReconnectPatience = reconnectPatience

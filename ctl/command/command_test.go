@@ -21,6 +21,7 @@ import (
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/failurepb"
+	"github.com/axion/runner-agent/test/netproxy"
 )
 
 const commandID = "c-1"
@@ -222,6 +223,48 @@ func TestOneCommandForManyAttempts(t *testing.T) {
 	}
 	if !result.Submitted.GetExisting() || d.count("retrying") < 3 {
 		t.Errorf("result %v, told %v", result, d.entries)
+	}
+}
+
+// TestOneCommandAlthoughTheAnswerIsLost loses the answer to a command that the plane has taken, in the network and by a plane that is too slow.
+func TestOneCommandAlthoughTheAnswerIsLost(t *testing.T) {
+	for name, lose := range map[string]func(ctx context.Context, proxy *netproxy.Proxy) error{
+		"the connection is cut": func(_ context.Context, proxy *netproxy.Proxy) error {
+			proxy.Cut()
+			return nil
+		},
+		"the plane does not answer": func(ctx context.Context, _ *netproxy.Proxy) error {
+			<-ctx.Done()
+			return ctx.Err()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := &ledger{events: story(t)}
+			var proxy *netproxy.Proxy
+			p := planetest.Start(t, &planetest.Script{
+				OnSubmitCommand: func(ctx context.Context, r *planev1.SubmitCommandRequest) (*planev1.SubmitCommandResponse, error) {
+					response := l.submit(r)
+					if l.arrived() == 1 {
+						return response, lose(ctx, proxy)
+					}
+					return response, nil
+				},
+				OnWatchEvents: func(r *planev1.WatchEventsRequest, s grpc.ServerStreamingServer[planev1.EventRecord]) error {
+					return l.watch(r, s, 100)
+				},
+			})
+			proxy = netproxy.Start(t, p.Context.Address)
+			p.Context.Address = proxy.Addr()
+			cfg := quick()
+			cfg.SubmitAttempt, cfg.SubmitPatience = 2*time.Second, time.Second // the first attempt may outlast all patience
+			result, err := command.Run(t.Context(), connect(t, p), request(), cfg, &diary{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(l.commands) != 1 || !slices.Equal(l.keys, []string{"key-1", "key-1"}) || !result.Submitted.GetExisting() {
+				t.Errorf("keys that arrived: %v, result %v", l.keys, result)
+			}
+		})
 	}
 }
 

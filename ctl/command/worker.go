@@ -11,9 +11,6 @@ import (
 	"github.com/axion/runner-agent/proto/failure"
 )
 
-// submitAttempt bounds one attempt at handing the command over; the largest bundle must fit through a slow line.
-const submitAttempt = 60 * time.Second
-
 // worker does the talking for one command.
 type worker struct {
 	operator Operator
@@ -26,7 +23,7 @@ type worker struct {
 func (w worker) submit(ctx context.Context, request *planev1.SubmitCommandRequest) (*planev1.SubmitCommandResponse, error) {
 	giveUp := time.Now().Add(w.cfg.SubmitPatience)
 	for attempt := 1; ; attempt++ {
-		callCtx, cancel := context.WithTimeout(ctx, submitAttempt)
+		callCtx, cancel := context.WithTimeout(ctx, w.cfg.SubmitAttempt)
 		response, err := w.operator.SubmitCommand(callCtx, request)
 		cancel()
 		if err == nil {
@@ -36,7 +33,7 @@ func (w worker) submit(ctx context.Context, request *planev1.SubmitCommandReques
 			return nil, ctx.Err()
 		}
 		wait := w.cfg.Backoff(attempt)
-		if !transient(err) || time.Now().Add(wait).After(giveUp) {
+		if !transient(err) || (attempt > 1 && time.Now().Add(wait).After(giveUp)) {
 			return nil, err
 		}
 		w.tell(func(o Observer) { o.Retrying(err, wait) })

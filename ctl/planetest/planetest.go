@@ -44,6 +44,7 @@ type Script struct {
 	OnListAgents       func(context.Context, *planev1.ListAgentsRequest) (*planev1.ListAgentsResponse, error)
 	OnRemoveAgent      func(context.Context, *planev1.RemoveAgentRequest) (*planev1.RemoveAgentResponse, error)
 	OnSubmitCommand    func(context.Context, *planev1.SubmitCommandRequest) (*planev1.SubmitCommandResponse, error)
+	OnCancelCommand    func(context.Context, *planev1.CancelCommandRequest) (*planev1.CancelCommandResponse, error)
 	OnWatchEvents      func(*planev1.WatchEventsRequest, grpc.ServerStreamingServer[planev1.EventRecord]) error
 	OnSendRequest      func(context.Context, *planev1.SendRequestRequest) (*runnerv1.Response, error)
 	OnStreamLogs       func(*planev1.StreamLogsRequest, grpc.ServerStreamingServer[runnerv1.LogBatch]) error
@@ -99,6 +100,14 @@ func (s *Script) SubmitCommand(ctx context.Context, r *planev1.SubmitCommandRequ
 		return s.UnimplementedOperatorServer.SubmitCommand(ctx, r)
 	}
 	return s.OnSubmitCommand(ctx, r)
+}
+
+// CancelCommand implements the Operator service.
+func (s *Script) CancelCommand(ctx context.Context, r *planev1.CancelCommandRequest) (*planev1.CancelCommandResponse, error) {
+	if s.OnCancelCommand == nil {
+		return s.UnimplementedOperatorServer.CancelCommand(ctx, r)
+	}
+	return s.OnCancelCommand(ctx, r)
 }
 
 // WatchEvents implements the Operator service.

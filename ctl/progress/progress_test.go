@@ -306,3 +306,18 @@ func TestDescribeUnknown(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestDescribeWentBack(t *testing.T) {
+	for want, m := range map[string]*runnerv1.GenerationsWentBack{
+		"ALARM: stack shop was at generation 7 (epoch 4), now the Swarm is back at generation 5 (epoch 2); offered again as command c-1, c-2": {
+			Stack: "shop", FromGeneration: 7, FromEpoch: 4, ToGeneration: 5, ToEpoch: 2, OfferedCommandIds: []string{"c-1", "c-2"},
+		},
+		"ALARM: stack shop was at generation 7 (epoch 4), now the Swarm knows it no longer; not offered again: the plane does not keep bundles": {
+			Stack: "shop", FromGeneration: 7, FromEpoch: 4, NotOffered: &runnerv1.Failure{Message: "the plane does not keep bundles"},
+		},
+	} {
+		if got := Describe(&planev1.EventRecord{}, m); got != want {
+			t.Errorf("got %q", got)
+		}
+	}
+}

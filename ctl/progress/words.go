@@ -39,8 +39,25 @@ func describe(event *planev1.EventRecord, message proto.Message) string {
 		return text
 	case *runnerv1.MessageRejected:
 		return fmt.Sprintf("message %s/%d@%d rejected: %s", m.GetTopic(), m.GetPartition(), m.GetOffset(), m.GetFailure().GetMessage())
+	case *runnerv1.GenerationsWentBack:
+		return describeWentBack(m)
 	}
 	return "event of type " + event.GetType()
+}
+
+func describeWentBack(m *runnerv1.GenerationsWentBack) string {
+	now := "the Swarm knows it no longer"
+	if m.GetToGeneration() != 0 {
+		now = fmt.Sprintf("the Swarm is back at generation %d (epoch %d)", m.GetToGeneration(), m.GetToEpoch())
+	}
+	text := fmt.Sprintf("ALARM: stack %s was at generation %d (epoch %d), now %s", m.GetStack(), m.GetFromGeneration(), m.GetFromEpoch(), now)
+	if ids := m.GetOfferedCommandIds(); len(ids) > 0 {
+		text += "; offered again as command " + strings.Join(ids, ", ")
+	}
+	if m.GetNotOffered() != nil {
+		text += "; not offered again: " + m.GetNotOffered().GetMessage()
+	}
+	return text
 }
 
 func describeReceived(event *planev1.EventRecord, m *runnerv1.CommandReceived) string {

@@ -3,8 +3,9 @@
 package crashpoint
 
 // Variable names the environment variable that arms a program built with the tag: "NAME" kills at the first time that the step is reached, "NAME:3" at the third,
-// "*:17" at the seventeenth step of any name. It is read once, by Arm.
-const Variable = "AXION_CRASH_AT"
+// "*:17" at the seventeenth step of any name. It is read once, by Arm. Names that begin with AXION_ are the configuration's, which refuses those that it does not
+// know.
+const Variable = "CRASH_AT"
 
 // The steps, in the order of a command's life.
 const (

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -200,7 +201,14 @@ func (r right) acl(principal string) *kadm.ACLBuilder {
 }
 
 func (b *Broker) allow(ctx context.Context, principal string, rights []right) error {
+	if b.cfg.NoACLs {
+		return nil
+	}
+	held, _ := b.held(ctx, principal, rights)
 	for _, r := range rights {
+		if slices.Contains(held, r) {
+			continue
+		}
 		results, err := b.admin.CreateACLs(ctx, r.acl(principal))
 		for _, result := range results {
 			err = errors.Join(err, result.Err)
@@ -213,6 +221,9 @@ func (b *Broker) allow(ctx context.Context, principal string, rights []right) er
 }
 
 func (b *Broker) deny(ctx context.Context, principal string, rights []right) error {
+	if held, known := b.held(ctx, principal, rights); known {
+		rights = held
+	}
 	for _, r := range rights {
 		if err := b.deleteACLs(ctx, r.acl(principal)); err != nil {
 			return err
@@ -222,10 +233,18 @@ func (b *Broker) deny(ctx context.Context, principal string, rights []right) err
 }
 
 func (b *Broker) denyAll(ctx context.Context, principal string) error {
-	return b.deleteACLs(ctx, kadm.NewACLs().AnyResource().Allow(principal).AllowHosts().Operations().ResourcePatternType(kadm.ACLPatternAny))
+	return b.deleteACLs(ctx, everyRight(principal))
+}
+
+// everyRight matches all that a principal was ever given.
+func everyRight(principal string) *kadm.ACLBuilder {
+	return kadm.NewACLs().AnyResource().Allow(principal).AllowHosts().Operations().ResourcePatternType(kadm.ACLPatternAny)
 }
 
 func (b *Broker) deleteACLs(ctx context.Context, filter *kadm.ACLBuilder) error {
+	if b.cfg.NoACLs {
+		return nil
+	}
 	results, err := b.admin.DeleteACLs(ctx, filter)
 	for _, result := range results {
 		err = errors.Join(err, result.Err)
@@ -236,8 +255,12 @@ func (b *Broker) deleteACLs(ctx context.Context, filter *kadm.ACLBuilder) error 
 	return b.withoutAuthorizer(err)
 }
 
-// withoutAuthorizer lets a Kafka pass that knows no access rights. Everyone may do everything there.
+// withoutAuthorizer lets a Kafka pass that knows no access rights: everyone may do everything there. One that keeps the plane from setting them is another matter.
 func (b *Broker) withoutAuthorizer(err error) error {
+	if errors.Is(err, kerr.ClusterAuthorizationFailed) {
+		return failure.New(failure.Denied, "acls_denied", "", "kafka does not let the plane change access rights: %w", err).
+			WithHint("give the plane's user Alter on the cluster, or set the rights yourself and start the plane with --kafka-acls=off")
+	}
 	if !errors.Is(err, kerr.SecurityDisabled) {
 		return err
 	}
@@ -253,8 +276,10 @@ func (b *Broker) ensureUser(ctx context.Context, agentID string) (*runnerv1.Sasl
 		return nil, nil
 	}
 	secret := password(b.cfg.Secret, agentID)
-	if err := b.setPassword(ctx, agentID, secret); err != nil {
-		return nil, fmt.Errorf("credentials of agent %s: %w", agentID, err)
+	if !b.hasUser(ctx, agentID) {
+		if err := b.setPassword(ctx, agentID, secret); err != nil {
+			return nil, fmt.Errorf("credentials of agent %s: %w", agentID, err)
+		}
 	}
 	return &runnerv1.SaslCredentials{Mechanism: runnerv1.SaslMechanism_SASL_MECHANISM_SCRAM_SHA_512, Username: agentID, Password: secret}, nil
 }
@@ -306,6 +331,9 @@ func (b *Broker) ensureTopic(ctx context.Context, name string, maxBytes int) err
 		"cleanup.policy":      "delete",
 		"min.insync.replicas": strconv.Itoa(max(1, replicas-1)), // one broker may be away
 	}
+	if b.hasTopic(ctx, name, settings) {
+		return nil
+	}
 	configs := map[string]*string{}
 	for k, v := range settings {
 		configs[k] = &v
@@ -321,10 +349,13 @@ func (b *Broker) ensureTopic(ctx context.Context, name string, maxBytes int) err
 	return nil
 }
 
+// revised are the settings that a topic which exists gets back.
+var revised = []string{"max.message.bytes", "retention.ms"}
+
 // reviseTopic brings back the settings on which the agents count. The replication of a topic that exists is its owner's business.
 func (b *Broker) reviseTopic(ctx context.Context, name string, settings map[string]string) error {
 	var alter []kadm.AlterConfig
-	for _, k := range []string{"max.message.bytes", "retention.ms"} {
+	for _, k := range revised {
 		v := settings[k]
 		alter = append(alter, kadm.AlterConfig{Op: kadm.SetConfig, Name: k, Value: &v})
 	}

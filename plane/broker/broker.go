@@ -62,6 +62,8 @@ type Config struct {
 	// AgentSCRAM gives each agent of a real Kafka SCRAM-SHA-512 credentials of its own, made from Secret, as the embedded broker always does. Without it agents
 	// are known by the names in their certificates.
 	AgentSCRAM bool
+	// NoACLs leaves access rights alone: no request about them is sent to a real Kafka whose administrator the plane is not.
+	NoACLs bool
 
 	// ClientTLS is the plane's client certificate and the CA of the brokers; nil means no TLS (only for a real Kafka).
 	ClientTLS *tls.Config
@@ -108,6 +110,9 @@ func New(cfg Config, deps Deps) (*Broker, error) {
 	if _, err := planeMechanism(cfg.SASL); err != nil {
 		return nil, err
 	}
+	if cfg.NoACLs {
+		b.log.Warn("the plane sets no access rights on kafka: unless somebody else has set them, every agent can read every other agent's commands, and one that was removed still can")
+	}
 	return b, nil
 }
 
@@ -127,12 +132,17 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.client, b.admin = client, kadm.NewClient(client)
 	close(b.started)
 
-	ticker := time.NewTicker(retentionEvery)
+	ticker, silent := time.NewTicker(retentionEvery), time.NewTicker(silentEvery)
 	defer ticker.Stop()
+	defer silent.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-silent.C:
+			if b.embedded != nil {
+				b.evictSilent(ctx)
+			}
 		case <-ticker.C:
 			if b.embedded != nil {
 				b.embedded.applyRetention()
@@ -190,7 +200,7 @@ func (b *Broker) Addresses() []string {
 func (b *Broker) ClientOpts() []kgo.Opt {
 	opts := []kgo.Opt{kgo.ClientID(clientID), kgo.SeedBrokers(b.Addresses()...)}
 	if b.embedded != nil {
-		return append(opts, kgo.Dialer(b.embedded.dial), kgo.SASL(scram.Auth{User: planeUser, Pass: password(b.cfg.Secret, planeUser)}.AsSha512Mechanism()))
+		return append(opts, kgo.Dialer(b.embedded.dial), kgo.SASL(PlaneUser(b.cfg.Secret).AsSha512Mechanism()))
 	}
 	if b.cfg.ClientTLS != nil {
 		opts = append(opts, kgo.DialTLSConfig(b.cfg.ClientTLS.Clone()))
@@ -225,6 +235,11 @@ func planeMechanism(c *runnerv1.SaslCredentials) (sasl.Mechanism, error) {
 	default:
 		return nil, fmt.Errorf("SASL mechanism %v is not known", c.GetMechanism())
 	}
+}
+
+// PlaneUser is the plane's own user on the embedded broker, who may do everything there. The secret is Config.Secret.
+func PlaneUser(secret []byte) scram.Auth {
+	return scram.Auth{User: planeUser, Pass: password(secret, planeUser)}
 }
 
 // password makes a user's password: 256 bits that only the owner of the secret can make again.

@@ -832,6 +832,74 @@ func TestExternal(t *testing.T) {
 	}
 }
 
+// TestWithoutACLs is a Kafka that does not let the plane change access rights.
+func TestWithoutACLs(t *testing.T) {
+	p := newSite(t)
+	cfg := p.config(t)
+	server := cfg.ServerTLS.Clone()
+	server.ClientAuth = tls.RequireAndVerifyClientCert
+	kafka, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.TLS(server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(kafka.Close)
+	acls := []kmsg.Key{kmsg.CreateACLs, kmsg.DeleteACLs, kmsg.DescribeACLs}
+	kafka.Fault(kfake.Fault{Keys: acls, Err: kerr.ClusterAuthorizationFailed, Count: -1})
+	log := slog.New(slog.NewTextHandler(p.log, nil))
+	strict, err := New(Config{Brokers: kafka.ListenAddrs(), ClientTLS: cfg.ClientTLS}, Deps{Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runBroker(t, strict)
+	if _, err := strict.Provision(t.Context(), cluster, one); failure.Of(err) == nil || failure.Of(err).Code != "acls_denied" || !strings.Contains(failure.Of(err).Hint, "--kafka-acls=off") {
+		t.Errorf("a plane that needs them: %v", err)
+	}
+	if strings.Contains(p.log.String(), "sets no access rights") {
+		t.Error("warned although it sets them")
+	}
+	asked := make(chan kmsg.Key, 64)
+	b, err := New(Config{Brokers: kafka.ListenAddrs(), ClientTLS: cfg.ClientTLS, NoACLs: true}, Deps{Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range acls {
+		kafka.ControlKey(int16(key), func(kmsg.Request) (kmsg.Response, error, bool) {
+			kafka.KeepControl()
+			asked <- key
+			return nil, nil, false
+		})
+	}
+	runBroker(t, b)
+	access := provision(t, b, one)
+	if access.GetAgentTopic() != CommandTopic(one) {
+		t.Errorf("access %v", access)
+	}
+	for _, allowed := range []bool{true, false} {
+		if err := b.AllowClusterTopic(t.Context(), cluster, one, allowed); err != nil {
+			t.Errorf("allowed %v: %v", allowed, err)
+		}
+	}
+	agent := newClient(t, append([]kgo.Opt{kgo.SeedBrokers(kafka.ListenAddrs()...), kgo.DialTLSConfig(p.agentTLS(t, one))}, group(CommandTopic(one), Group(one))...)...)
+	plane := newClient(t, b.ClientOpts()...)
+	if err := produce(t, plane, CommandTopic(one), "a command"); err != nil {
+		t.Error(err)
+	}
+	if got, err := consume(t, agent); err != nil || got != "a command" {
+		t.Errorf("the agent reads %q, %v", got, err)
+	}
+	if err := b.Remove(t.Context(), cluster, one); err != nil {
+		t.Error(err)
+	}
+	select {
+	case key := <-asked:
+		t.Errorf("%s was sent", key.Name())
+	default:
+	}
+	if n := strings.Count(p.log.String(), "sets no access rights"); n != 1 {
+		t.Errorf("warned %d times", n)
+	}
+}
+
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -27,6 +27,7 @@ type embedded struct {
 	advertised string
 	client     *tls.Config
 	cluster    *kfake.Cluster
+	silent     *silent
 }
 
 func newEmbedded(cfg Config, log *slog.Logger) (*embedded, error) {
@@ -71,14 +72,14 @@ func (e *embedded) start() error {
 		// An acknowledged event is taken out of the agent's outbox, and an offset that the plane has noted must not lie beyond the log's end after a power cut.
 		// So every write is synced (1-2 ms), as the plane's own database does.
 		kfake.SyncWrites(),
-		kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("SCRAM-SHA-512", planeUser, password(e.cfg.Secret, planeUser)),
+		kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("SCRAM-SHA-512", planeUser, PlaneUser(e.cfg.Secret).Pass),
 		kfake.ListenFn(func(string, string) (net.Listener, error) { return e.guard, nil }),
 		kfake.WithLogger(clusterLog{e.log}),
 	)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the broker on %s: %w", e.cfg.DataDir, err), e.guard.Close())
 	}
-	e.cluster = cluster
+	e.cluster, e.silent = cluster, watchSilent(cluster)
 	e.log.Info("embedded broker runs", "address", e.guard.listener.Addr().String(), "advertised", e.advertised)
 	return nil
 }

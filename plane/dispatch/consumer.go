@@ -40,6 +40,13 @@ func (d *Dispatch) store(ctx context.Context, records []*kgo.Record, offsets []o
 	if err != nil {
 		return err
 	}
+	for _, e := range events {
+		d.newBytes += len(e.Envelope.Data)
+	}
+	if d.newEvents += counts.Stored; d.newEvents >= d.cfg.PruneEvents || d.newBytes >= d.cfg.PruneBytes {
+		d.pruneNow(ctx)
+		d.newEvents, d.newBytes = 0, 0
+	}
 	if counts.Conflicts > 0 {
 		d.deps.Log.Error("events came again and said something else; the first ones stand", "conflicts", counts.Conflicts)
 	}

@@ -39,6 +39,13 @@ const (
 	DefaultGrace = 30 * time.Second
 	// DefaultPruneInterval is how often the ledger forgets what is too old.
 	DefaultPruneInterval = 10 * time.Minute
+	// DefaultPruneEvents and DefaultPruneBytes are after how many new events, and how much of their data, it does so at once: a flood cannot fill the disk in between.
+	DefaultPruneEvents = 20_000
+	DefaultPruneBytes  = 64 << 20
+	// DefaultAgentRate is how many events a second of one agent are kept in the long run, and DefaultAgentBurst how many at once: what has piled up while the plane
+	// or the broker was away must fit. What the plane waits for, that a command was begun and how it ended, does not count and is always kept.
+	DefaultAgentRate  = 100
+	DefaultAgentBurst = 20_000
 )
 
 // Config says how dispatch works. A zero duration means the default.
@@ -49,6 +56,8 @@ type Config struct {
 	MaxEventBytes int
 	// ResendFirst, ResendMax, Retry, Grace and PruneInterval are described at their defaults.
 	ResendFirst, ResendMax, Retry, Grace, PruneInterval time.Duration
+	// PruneEvents, PruneBytes, AgentRate and AgentBurst are described at their defaults; 0 means the default.
+	PruneEvents, PruneBytes, AgentRate, AgentBurst int
 }
 
 // Ledger is what dispatch needs of the plane's memory; package ledger has it.
@@ -95,6 +104,9 @@ type Dispatch struct {
 	events *tail.Tail
 	drops  *drops
 	failed map[string]int // by command id: sends that Kafka did not take since the last that it took; the sender's own
+	// The reader's own: what agents may still tell, and what was stored since the ledger last forgot.
+	budgets             *budgets
+	newEvents, newBytes int
 	// current says that every event that was in the topic when it was last opened is stored. Before that no command is closed as expired: its outcome may
 	// be among the events that were not read yet.
 	current atomic.Bool
@@ -126,7 +138,20 @@ func New(cfg Config, deps Deps) (*Dispatch, error) {
 			*d.value = d.fallback
 		}
 	}
-	d := &Dispatch{cfg: cfg, deps: deps, drops: newDrops(deps.Log, deps.Now), failed: map[string]int{}, kick: make(chan struct{}, 1)}
+	for _, n := range []struct {
+		value    *int
+		fallback int
+	}{
+		{&cfg.PruneEvents, DefaultPruneEvents},
+		{&cfg.PruneBytes, DefaultPruneBytes},
+		{&cfg.AgentRate, DefaultAgentRate},
+		{&cfg.AgentBurst, DefaultAgentBurst},
+	} {
+		if *n.value <= 0 {
+			*n.value = n.fallback
+		}
+	}
+	d := &Dispatch{cfg: cfg, budgets: newBudgets(cfg.AgentRate, cfg.AgentBurst, deps.Now), deps: deps, drops: newDrops(deps.Log, deps.Now), failed: map[string]int{}, kick: make(chan struct{}, 1)}
 	var err error
 	d.events, err = tail.New(cfg.EventsTopic, tail.Deps{
 		ClientOpts: deps.ClientOpts, Offsets: deps.Ledger.Offsets, Store: d.store, Current: d.setCurrent, Log: deps.Log,
@@ -144,17 +169,21 @@ func (d *Dispatch) Run(ctx context.Context) error {
 }
 
 // Dropped returns how many messages on the topic of events were not believed, by reason: "unreadable", "bad_source", "unknown_agent", "bad_signature",
-// "unknown_type", "bad_outcome", "foreign_command".
+// "unknown_type", "bad_outcome", "foreign_command", "too_many".
 func (d *Dispatch) Dropped() map[string]uint64 { return d.drops.counts() }
 
 func (d *Dispatch) prune(ctx context.Context) error {
 	for {
-		if err := d.deps.Ledger.Prune(ctx); err != nil && ctx.Err() == nil {
-			d.deps.Log.Error("the ledger could not forget what is too old", "error", err)
-		}
+		d.pruneNow(ctx)
 		if !sleep(ctx, d.cfg.PruneInterval) {
 			return nil
 		}
+	}
+}
+
+func (d *Dispatch) pruneNow(ctx context.Context) {
+	if err := d.deps.Ledger.Prune(ctx); err != nil && ctx.Err() == nil {
+		d.deps.Log.Error("the ledger could not forget what is too old", "error", err)
 	}
 }
 

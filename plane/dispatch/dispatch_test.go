@@ -6,9 +6,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,6 +77,9 @@ type world struct {
 	ledger  *ledger.Ledger
 	signers *signers
 	cfg     Config
+
+	counting *countingLedger  // in place of ledger, if a test counts
+	now      func() time.Time // the dispatch's clock
 }
 
 func newWorld(t *testing.T, cfg Config) *world {
@@ -95,7 +101,7 @@ func newWorld(t *testing.T, cfg Config) *world {
 	t.Cleanup(client.Close)
 	cfg.EventsTopic = eventsTopic
 	w := &world{
-		t: t, broker: broker, client: client, ledger: ledger.New(ledger.Config{}, db, time.Now), cfg: cfg,
+		t: t, broker: broker, client: client, ledger: ledger.New(ledger.Config{}, db, time.Now), cfg: cfg, now: time.Now,
 		signers: &signers{keys: map[string]*ecdsa.PrivateKey{}, of: map[string]string{}},
 	}
 	w.signers.add(t, "a-1", "prod")
@@ -107,8 +113,12 @@ func newWorld(t *testing.T, cfg Config) *world {
 // start runs a dispatch until stop is called or the test ends.
 func (w *world) start() (d *Dispatch, stop func()) {
 	w.t.Helper()
+	var kept Ledger = w.ledger
+	if w.counting != nil {
+		kept = w.counting
+	}
 	d, err := New(w.cfg, Deps{
-		Ledger: w.ledger, Signers: w.signers, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Ledger: kept, Signers: w.signers, Log: slog.New(slog.DiscardHandler), Now: w.now,
 		ClientOpts: func() []kgo.Opt { return []kgo.Opt{kgo.SeedBrokers(w.broker.ListenAddrs()...)} },
 	})
 	if err != nil {
@@ -182,14 +192,18 @@ func (w *world) sign(e *envelope.Envelope, agentID string) {
 func (w *world) publish(es ...envelope.Envelope) {
 	w.t.Helper()
 	for _, e := range es {
-		r := &kgo.Record{Topic: eventsTopic, Key: []byte("prod"), Value: e.Data}
-		for _, h := range e.Headers() {
-			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
-		}
-		if err := w.client.ProduceSync(w.t.Context(), r).FirstErr(); err != nil {
+		if err := w.client.ProduceSync(w.t.Context(), asRecord(e)).FirstErr(); err != nil {
 			w.t.Fatal(err)
 		}
 	}
+}
+
+func asRecord(e envelope.Envelope) *kgo.Record {
+	r := &kgo.Record{Topic: eventsTopic, Key: []byte("prod"), Value: e.Data}
+	for _, h := range e.Headers() {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+	}
+	return r
 }
 
 // eventually waits until the condition holds.
@@ -419,6 +433,39 @@ func TestExpiresAtTheDeadline(t *testing.T) {
 	}
 }
 
+func TestARestartIsSentAgainAndExpires(t *testing.T) {
+	w := newWorld(t, Config{ResendFirst: 50 * time.Millisecond, ResendMax: 50 * time.Millisecond, Grace: time.Millisecond})
+	w.start()
+	c, _, err := w.ledger.Submit(t.Context(), ledger.NewCommand{
+		ClusterID: "prod", Topic: clusterTopic, TimeToLive: time.Second, Message: &runnerv1.ServiceRestart{Service: "shop_web"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range w.receive(2) {
+		var headers []envelope.Header
+		for _, h := range r.Headers {
+			headers = append(headers, envelope.Header{Key: h.Key, Value: h.Value})
+		}
+		e, err := envelope.Parse(headers, r.Value, 0)
+		if err != nil || e.ID != c.ID || e.Generation != 0 || !e.Deadline.Equal(c.Deadline) || string(r.Key) != "shop_web" {
+			t.Errorf("%+v with key %s, %v", e, r.Key, err)
+		}
+	}
+	w.eventually("the command is closed", w.closed(c.ID))
+	events, err := w.ledger.Events(t.Context(), ledger.Filter{CommandID: c.ID, Limit: 10})
+	if err != nil || len(events) != 1 {
+		t.Fatalf("%+v, %v", events, err)
+	}
+	var out runnerv1.CommandOutcome
+	if err := proto.Unmarshal(events[0].Data, &out); err != nil {
+		t.Fatal(err)
+	}
+	if out.GetStatus() != runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED || out.GetStack() != "" || out.GetGeneration() != 0 || out.GetType() != "axion.runner.v1.ServiceRestart" {
+		t.Errorf("%v", &out)
+	}
+}
+
 func TestAnOutcomeThatWaitsInTheTopicWinsOverExpiry(t *testing.T) {
 	w := newWorld(t, Config{Grace: time.Millisecond})
 	c := w.submit(time.Millisecond)
@@ -476,6 +523,212 @@ func TestATopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
 	w.publish(w.event("a-1", second.ID, succeeded()), w.event("a-1", second.ID, &runnerv1.CommandReceived{}), w.event("a-1", second.ID, &runnerv1.CommandReceived{}))
 	w.start()
 	w.eventually("the event at offset 0 of the new topic counts", w.closed(second.ID))
+}
+
+// answering runs an agent until the test ends. It carries nothing out: it answers each command with the same outcome, as one does that has recorded it.
+func (w *world) answering() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for ctx.Err() == nil {
+			for _, r := range w.client.PollFetches(ctx).Records() {
+				for _, h := range r.Headers {
+					if h.Key != "ce_id" {
+						continue
+					}
+					if err := w.client.ProduceSync(ctx, asRecord(w.event("a-1", string(h.Value), succeeded()))).FirstErr(); err != nil && ctx.Err() == nil {
+						w.t.Error(err)
+					}
+				}
+			}
+		}
+	})
+	w.t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+}
+
+func (w *world) remake(topic string) {
+	w.t.Helper()
+	admin := kadm.NewClient(w.client)
+	if _, err := admin.DeleteTopics(w.t.Context(), topic); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := admin.CreateTopics(w.t.Context(), 1, 1, nil, topic); err != nil {
+		w.t.Fatal(err)
+	}
+	w.client.PurgeTopicsFromClient(topic)
+}
+
+// countingLedger counts how often the ledger was told to forget.
+type countingLedger struct {
+	*ledger.Ledger
+	prunes atomic.Int64
+}
+
+func (l *countingLedger) Prune(ctx context.Context) error {
+	l.prunes.Add(1)
+	return l.Ledger.Prune(ctx)
+}
+
+// TestAFloodOfOneAgentLeavesTheOthers lets one agent tell more than it may, also in another's name, between what the others have to say.
+func TestAFloodOfOneAgentLeavesTheOthers(t *testing.T) {
+	const burst, flood = 50, 400
+	w := newWorld(t, Config{AgentRate: 1, AgentBurst: burst})
+	frozen := time.Now() // no budget fills up again
+	w.now = func() time.Time { return frozen }
+	w.cfg.PruneInterval = time.Hour
+	d, _ := w.start()
+	mine, theirs, begun := w.submit(time.Hour), w.submit(time.Hour), w.submit(time.Hour)
+	progress := func(agentID string, n int) (es []envelope.Envelope) {
+		for i := range n {
+			es = append(es, w.event(agentID, mine.ID, &runnerv1.CommandProgress{Sequence: uint64(i + 1)}))
+		}
+		return es
+	}
+	w.publish(progress("a-1", flood)...)
+	forged := progress("a-2", flood)
+	for i := range forged {
+		w.sign(&forged[i], "a-1") // in the name of a-2
+	}
+	w.publish(forged...)
+	w.publish(progress("a-2", burst)...)
+	w.publish(w.event("a-1", begun.ID, &runnerv1.CommandReceived{}), w.event("a-1", mine.ID, succeeded()), w.event("a-2", theirs.ID, succeeded()))
+	w.eventually("what the plane waits for is kept", func() bool { return w.closed(mine.ID)() && w.closed(theirs.ID)() })
+	if c, err := w.ledger.Command(t.Context(), begun.ID); err != nil || !c.Begun {
+		t.Errorf("%+v, %v: that it was begun is what its deadline hangs on", c, err)
+	}
+	kept := map[string]int{}
+	for after := uint64(0); ; {
+		events, err := w.ledger.Events(t.Context(), ledger.Filter{After: after, Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) == 0 {
+			break
+		}
+		for _, e := range events {
+			after = e.Position
+			kept[e.AgentID+" "+e.Type[len(envelope.TypePrefix):]]++
+		}
+	}
+	if kept["a-1 CommandProgress"] != burst || kept["a-2 CommandProgress"] != burst {
+		t.Errorf("kept %v, each may tell %d", kept, burst)
+	}
+	if got := d.Dropped(); got[dropTooMany] != flood-burst || got[dropBadSignature] != flood {
+		t.Errorf("dropped %v", got)
+	}
+}
+
+func TestAFloodIsForgottenBeforeItFillsTheStore(t *testing.T) {
+	for name, cfg := range map[string]Config{"many": {PruneEvents: 100}, "large": {PruneBytes: 100 << 10}} {
+		t.Run(name, func(t *testing.T) {
+			cfg.PruneInterval = time.Hour
+			w := newWorld(t, cfg)
+			counting := &countingLedger{Ledger: w.ledger}
+			w.counting = counting
+			w.start()
+			w.eventually("the ledger forgets at the start", func() bool { return counting.prunes.Load() == 1 })
+			c := w.submit(time.Hour)
+			for i := range 250 {
+				note := &runnerv1.Notice{Text: strings.Repeat("x", 1<<10)}
+				w.publish(w.event("a-1", c.ID, &runnerv1.CommandProgress{Sequence: uint64(i + 1), Step: &runnerv1.CommandProgress_Notice{Notice: note}}))
+			}
+			w.publish(w.event("a-1", c.ID, succeeded()))
+			w.eventually("all are read", w.closed(c.ID))
+			if n := counting.prunes.Load(); n < 2 || n > 4 {
+				t.Errorf("it was told to forget %d times; 250 events of a KiB call for one or two times more than at the start", n)
+			}
+		})
+	}
+}
+
+func TestBudgetsFillUpAndAreForgotten(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	b := newBudgets(10, 20, func() time.Time { return now })
+	for range 20 {
+		b.take("a-1")
+	}
+	if b.left("a-1") || !b.left("a-2") {
+		t.Error("a budget is empty when it is used up, another's is not")
+	}
+	now = now.Add(time.Second)
+	for i := range 10 {
+		if !b.left("a-1") {
+			t.Fatalf("a second later only %d more", i)
+		}
+		b.take("a-1")
+	}
+	if b.left("a-1") {
+		t.Error("more than the rate")
+	}
+	for i := range maxBudgets {
+		b.take(fmt.Sprintf("a-x%d", i))
+	}
+	now = now.Add(time.Hour)
+	b.take("a-new")
+	if n := len(b.agents); n != 1 {
+		t.Errorf("%d budgets are remembered", n)
+	}
+	now = now.Add(-time.Hour) // a clock that is set back takes nothing away
+	if !b.left("a-new") {
+		t.Error("set back")
+	}
+}
+
+// TestEveryCommandEndsWhateverTheTopicsLose loses a command, an outcome that was not read yet, or both topics, and expects an outcome of each command from an agent
+// that answers what reaches it, and that the next command is taken.
+func TestEveryCommandEndsWhateverTheTopicsLose(t *testing.T) {
+	for name, lose := range map[string]func(w *world, c ledger.Command){
+		"the commands' topic is made anew": func(w *world, _ ledger.Command) { w.remake(clusterTopic) },
+		"both topics are made anew": func(w *world, _ ledger.Command) {
+			w.remake(clusterTopic)
+			w.remake(eventsTopic)
+		},
+		"the outcome is too old before the plane comes back": func(w *world, c ledger.Command) {
+			w.publish(w.event("a-1", c.ID, succeeded()))
+			admin := kadm.NewClient(w.client)
+			ends, err := admin.ListEndOffsets(w.t.Context(), eventsTopic, clusterTopic)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			deleted, err := admin.DeleteRecords(w.t.Context(), ends.Offsets())
+			if err = errors.Join(err, deleted.Error()); err != nil {
+				w.t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, Config{ResendFirst: 50 * time.Millisecond, ResendMax: 200 * time.Millisecond, Retry: 50 * time.Millisecond})
+			_, stop := w.start()
+			earlier := w.submit(time.Hour)
+			w.receive(1)
+			w.publish(w.event("a-1", earlier.ID, succeeded())) // the plane has read something of the topic that goes
+			w.eventually("the earlier command is closed", w.closed(earlier.ID))
+			c := w.submit(time.Hour)
+			w.eventually("the command is sent", func() bool {
+				got, err := w.ledger.Command(t.Context(), c.ID)
+				return err == nil && got.Sends > 0
+			})
+			stop()
+			lose(w, c)
+			w.client.AddConsumeTopics(clusterTopic)
+			w.answering()
+			w.start()
+			w.eventually("the command has its outcome", w.closed(c.ID))
+			next := w.submit(time.Hour)
+			if next.Generation != c.Generation+1 {
+				t.Errorf("generation %d after %d", next.Generation, c.Generation)
+			}
+			w.eventually("so has the next one", w.closed(next.ID))
+			for _, id := range []string{earlier.ID, c.ID, next.ID} {
+				if got, err := w.ledger.Command(t.Context(), id); err != nil || got.Outcome != runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED {
+					t.Errorf("%+v, %v", got, err)
+				}
+			}
+		})
+	}
 }
 
 func TestABrokenRegistryLosesNoEvent(t *testing.T) {

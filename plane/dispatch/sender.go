@@ -2,8 +2,10 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -111,6 +113,10 @@ func (d *Dispatch) sendOne(ctx context.Context, cl *kgo.Client, id string) error
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+			// A topic that was deleted and made anew has another id; the client would keep the old one for ever.
+			cl.PurgeTopicsFromProducing(c.Topic)
+		}
 		wait := doubled(d.cfg.Retry, d.failed[id], d.cfg.ResendFirst)
 		d.failed[id]++
 		log.Warn("Kafka did not take a command; it will be sent again", "error", err, "again_in", wait)
@@ -173,7 +179,7 @@ func (d *Dispatch) expired(c ledger.Command) *runnerv1.CommandOutcome {
 		Type: c.Type, Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_EXPIRED, Failure: failurepb.FromError(why), Generation: c.Generation,
 		EndedAt: timestamppb.New(d.deps.Now()),
 	}
-	if c.Type != envelope.TypePrefix+"ServiceScale" { // whose stack is only a guess
+	if !c.StackIsGuess() {
 		outcome.Stack = c.Stack
 	}
 	return outcome

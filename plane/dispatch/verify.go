@@ -22,9 +22,11 @@ const (
 	dropUnknownType    = "unknown_type"    // no event of the contract
 	dropBadOutcome     = "bad_outcome"     // an outcome without status or with another id than its command gives it
 	dropForeignCommand = "foreign_command" // about a command of another cluster
+	dropTooMany        = "too_many"        // over what one agent may tell
 )
 
 const (
+	receivedType = envelope.TypePrefix + "CommandReceived"
 	sourcePrefix = "/agents/"
 	maxAgentID   = 40
 )
@@ -43,6 +45,13 @@ func (d *Dispatch) verify(ctx context.Context, r *kgo.Record) (e ledger.NewEvent
 	if !ok || agentID == "" || len(agentID) > maxAgentID {
 		return e, dropBadSource, nil
 	}
+	awaited, err := d.awaited(ctx, e.Envelope)
+	if err != nil {
+		return e, "", err
+	}
+	if !awaited && !d.budgets.left(agentID) { // before the costly part
+		return e, dropTooMany, nil
+	}
 	clusterID, keys, err := d.deps.Signers.Signer(ctx, agentID)
 	if err != nil {
 		return e, "", err
@@ -56,6 +65,9 @@ func (d *Dispatch) verify(ctx context.Context, r *kgo.Record) (e ledger.NewEvent
 	}
 	if !signed {
 		return e, dropBadSignature, nil
+	}
+	if !awaited {
+		d.budgets.take(agentID)
 	}
 	e.AgentID, e.ClusterID = agentID, clusterID
 	if e.Message, err = e.Envelope.Message(); err != nil {
@@ -72,6 +84,18 @@ func (d *Dispatch) verify(ctx context.Context, r *kgo.Record) (e ledger.NewEvent
 		reason = dropForeignCommand
 	}
 	return e, reason, err
+}
+
+// awaited reports whether the plane waits for the event: the outcome of an open command, or the news that one was begun.
+func (d *Dispatch) awaited(ctx context.Context, e envelope.Envelope) (bool, error) {
+	if e.CausationID == "" || (e.Type != ledger.OutcomeType && e.Type != receivedType) {
+		return false, nil
+	}
+	c, err := d.deps.Ledger.Command(ctx, e.CausationID)
+	if failure.ClassOf(err) == failure.Invalid {
+		return false, nil
+	}
+	return err == nil && c.Open() && (e.Type == ledger.OutcomeType || !c.Begun), err
 }
 
 // checkEvent refuses what is no event, and outcomes and other events that take each other's ids: the first event of an id wins, so a progress event with an

@@ -50,6 +50,7 @@ type plane struct {
 	removed bool
 	touched []*runnerv1.NodeFacts
 	nodes   []*runnerv1.NodeList
+	noNodes error // what telling nodes is answered with
 	events  []fleet.Event
 }
 
@@ -136,7 +137,7 @@ func (p *plane) setNodes(_ context.Context, _, _ string, nodes *runnerv1.NodeLis
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.nodes = append(p.nodes, nodes)
-	return nil
+	return p.noNodes
 }
 
 func (p *plane) clusterTopicAllowed(_ context.Context, id string) bool {

@@ -80,27 +80,41 @@ func (f *Fleet) Warnings(agentID string) []*runnerv1.HealthWarning {
 	return list
 }
 
-// PickManager returns a connected agent of the cluster that can do what only a manager can: one whose role is confirmed and whose engine answers,
-// on the Swarm's leader if that is among them. Failure: unavailable no_manager_connected.
+// PickManager returns a connected agent of the cluster that can do what only a manager can: the first of Managers. Failure: unavailable
+// no_manager_connected.
 func (f *Fleet) PickManager(clusterID string) (agentID string, err error) {
+	managers := f.Managers(clusterID, "")
+	if len(managers) == 0 {
+		return "", failure.New(failure.Unavailable, "no_manager_connected", clusterID, "no manager of cluster %s is connected", clusterID).
+			WithHint("a manager counts once its role is confirmed: by another manager, or by the operator for the first one")
+	}
+	return managers[0], nil
+}
+
+// Managers returns the connected agents of the cluster whose manager role is confirmed, the best first: one that runs the command, if a command is named
+// and its last heartbeat told so, then one whose engine answers, then the one on the Swarm's leader.
+func (f *Fleet) Managers(clusterID, commandID string) []string {
 	f.mu.Lock()
 	leader := f.leaders[clusterID]
 	f.mu.Unlock()
-	best, rank := "", 0
+	rank := map[string]int{}
+	var ids []string
 	for _, s := range f.Sessions() {
 		if s.ClusterID != clusterID || s.Role != runnerv1.NodeRole_NODE_ROLE_MANAGER || !s.ClusterTopicAllowed {
 			continue
 		}
-		if r := managerRank(s, leader); r > rank {
-			best, rank = s.AgentID, r
+		ids = append(ids, s.AgentID)
+		rank[s.AgentID] = managerRank(s, leader)
+		if commandID != "" && slices.Contains(s.Heartbeat.GetRunningCommands(), commandID) {
+			rank[s.AgentID] += runsIt
 		}
 	}
-	if best == "" {
-		return "", failure.New(failure.Unavailable, "no_manager_connected", clusterID, "no manager of cluster %s is connected", clusterID).
-			WithHint("a manager counts once its role is confirmed: by another manager, or by the operator for the first one")
-	}
-	return best, nil
+	slices.SortStableFunc(ids, func(a, b string) int { return cmp.Compare(rank[b], rank[a]) })
+	return ids
 }
+
+// runsIt is more than managerRank gives for anything else.
+const runsIt = 10
 
 // managerRank says how well a manager serves. An engine that does not answer is worse than one that does not lead.
 func managerRank(s Session, leader string) int {

@@ -101,6 +101,10 @@ func (s *session) setNodes(nodes *runnerv1.NodeList) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.fleet.cfg.Timing.Record)
 	defer cancel()
 	if err := s.fleet.deps.SetNodes(ctx, s.clusterID, s.agentID, nodes); err != nil {
+		if failure.ClassOf(err) == failure.Conflict { // its node has gone to another Swarm: nothing that it tells is of this cluster
+			s.close(err)
+			return
+		}
 		s.fleet.deps.Log.Warn("node list not taken", "agent_id", s.agentID, "cluster_id", s.clusterID, "error", err)
 		return
 	}

@@ -295,6 +295,41 @@ func TestRegistryMayChangeItsMind(t *testing.T) {
 	eventually(t, "the agent is refused", func() bool { return a.warn.text(session.WarningRefused) != "" && !p.fleet.Connected(agentID) })
 }
 
+// What an agent tells is not of this cluster any more when its node has gone to another Swarm.
+func TestNodesOfAnotherSwarmEndTheSession(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		err  error
+		ends bool
+	}{
+		"another Swarm":        {failure.New(failure.Conflict, "swarm_mismatch", clusterID, "another Swarm"), true},
+		"an unconfirmed agent": {failure.New(failure.Denied, "node_not_confirmed", agentID, "not confirmed"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPlane(t, calm)
+			p.noNodes = tc.err
+			p.start()
+			p.join(options{nodes: func(context.Context) (*runnerv1.NodeList, error) {
+				return &runnerv1.NodeList{SwarmClusterId: "swarm", Nodes: []*runnerv1.SwarmNode{{NodeId: nodeID}}}, nil
+			}})
+			eventually(t, "the nodes are told", func() bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return len(p.nodes) > 0
+			})
+			if !tc.ends {
+				if !p.fleet.Connected(agentID) {
+					t.Error("its session ended")
+				}
+				return
+			}
+			eventually(t, "its session ends", func() bool { return len(p.seen(fleet.Closed)) > 0 })
+			wantFailure(t, p.seen(fleet.Closed)[0].Err, failure.Conflict, "swarm_mismatch")
+		})
+	}
+}
+
 func TestNodesAreToldWhenTheyChange(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, calm).start()
@@ -350,6 +385,15 @@ func TestPickManager(t *testing.T) {
 		got, err := p.fleet.PickManager(clusterID)
 		return err == nil && got == "a-good"
 	})
+
+	p.allow("a-busy")
+	p.join(options{id: "a-busy", beat: func() *runnerv1.Heartbeat { return &runnerv1.Heartbeat{RunningCommands: []string{"c-1"}} }})
+	eventually(t, "the manager that runs the command comes first", func() bool {
+		return slices.Equal(p.fleet.Managers(clusterID, "c-1"), []string{"a-busy", "a-good", "a-blind"})
+	})
+	if got := p.fleet.Managers(clusterID, "c-2"); got[0] != "a-good" {
+		t.Errorf("for another command: %v", got)
+	}
 }
 
 func TestShutdownSpreadsTheHerd(t *testing.T) {

@@ -20,6 +20,8 @@ const (
 	defaultDeployTime = 10 * time.Minute
 	defaultRemoveTime = 5 * time.Minute
 	defaultScaleTime  = 5 * time.Minute
+	// restartTime is how long the tasks of a service may take to be replaced; the command does not say.
+	restartTime = 10 * time.Minute
 	// outcomeMargin is added to a begun command's time before its outcome is given up: an agent may have had to wait for other commands of the stack,
 	// and its event must travel.
 	outcomeMargin = 30 * time.Minute
@@ -39,9 +41,9 @@ type Command struct {
 	Type string
 	// Subject is the stack or service.
 	Subject string
-	// Stack is the stack that the generation was counted for; of a ServiceScale it may be the service's name.
+	// Stack is the stack that the generation was counted for. Of a command for a service it is only a guess, see StackIsGuess.
 	Stack string
-	// Generation is what the command was given.
+	// Generation is what the command was given; 0 if it is of a kind that has none.
 	Generation uint64
 	// IdempotencyKey is the caller's; may be empty.
 	IdempotencyKey string
@@ -61,6 +63,11 @@ type Command struct {
 	Sends uint64
 	// LastSentAt is when it was last sent; zero if never.
 	LastSentAt time.Time
+}
+
+// StackIsGuess reports whether Stack is only the longest known stack that the service's name fits, or that name itself: a command for a service names no stack.
+func (c Command) StackIsGuess() bool {
+	return c.Type == envelope.TypePrefix+"ServiceScale" || c.Type == envelope.TypePrefix+"ServiceRestart"
 }
 
 // Open reports whether the command has no outcome yet.
@@ -89,11 +96,14 @@ type NewCommand struct {
 	CorrelationID string
 	// TimeToLive is until when an agent must have begun it.
 	TimeToLive time.Duration
-	// Message is a StackDeploy, StackRemove or ServiceScale. It is not changed; what is stored carries the generation.
+	// Message is a StackDeploy, StackRemove, ServiceScale or ServiceRestart. It is not changed; what is stored carries the generation, if its kind has one.
 	Message proto.Message
+
+	// causationID is the event because of which the plane itself sends it; no bound on open commands keeps it back.
+	causationID string
 }
 
-// Submit stores a command and gives it the next generation of its stack, in one transaction. With an idempotency key that is known it returns the command of
+// Submit stores a command and gives it the next generation of its stack, unless its kind has none, in one transaction. With an idempotency key that is known it returns the command of
 // that key and existing = true, open or not. Failures: invalid "too_large" (over envelope.DefaultMaxData bytes), "unsupported_command"; conflict
 // "idempotency_key_reused" (for another type or object); unavailable "too_many_open_commands".
 func (l *Ledger) Submit(ctx context.Context, n NewCommand) (command Command, existing bool, err error) {
@@ -124,9 +134,15 @@ func (l *Ledger) submit(ctx context.Context, tx *sql.Tx, n NewCommand) (Command,
 			return Command{}, false, err
 		}
 	}
-	stack, generation, err := nextGeneration(ctx, tx, n.ClusterID, k.subject, k.isService)
+	stacks, err := k.stacks(ctx, tx, n.ClusterID)
 	if err != nil {
 		return Command{}, false, err
+	}
+	stack, generation := stacks[len(stacks)-1], uint64(0)
+	if !k.timeless {
+		if generation, err = nextGeneration(ctx, tx, n.ClusterID, stacks); err != nil {
+			return Command{}, false, err
+		}
 	}
 	now := l.now()
 	e, err := envelope.New(Source, k.with(generation), now)
@@ -137,9 +153,12 @@ func (l *Ledger) submit(ctx context.Context, tx *sql.Tx, n NewCommand) (Command,
 		return Command{}, false, failure.New(failure.Invalid, "too_large", k.subject, "the command for %s has %d bytes, at most %d are allowed", k.subject,
 			len(e.Data), envelope.DefaultMaxData).WithHint("send fewer or smaller files")
 	}
-	if err := l.roomFor(ctx, tx, n.ClusterID, len(e.Data)); err != nil {
-		return Command{}, false, err
+	if n.causationID == "" {
+		if err := l.roomFor(ctx, tx, n.ClusterID, len(e.Data)); err != nil {
+			return Command{}, false, err
+		}
 	}
+	e.CausationID = n.causationID
 	e.Subject, e.Generation, e.Deadline, e.CorrelationID = k.subject, generation, now.Add(n.TimeToLive).UTC(), n.CorrelationID
 	if e.CorrelationID == "" {
 		e.CorrelationID = e.ID
@@ -155,8 +174,17 @@ func (l *Ledger) submit(ctx context.Context, tx *sql.Tx, n NewCommand) (Command,
 type kind struct {
 	subject   string
 	isService bool          // the subject is a service, not a stack
+	timeless  bool          // it has no generation: nothing makes it old but its deadline
 	runTime   time.Duration // how long it may take once begun
 	with      func(generation uint64) proto.Message
+}
+
+// stacks returns the stacks that the command counts for, the one that is most likely meant last.
+func (k kind) stacks(ctx context.Context, tx querier, clusterID string) ([]string, error) {
+	if k.isService {
+		return owners(ctx, tx, clusterID, k.subject)
+	}
+	return []string{k.subject}, nil
 }
 
 func kindOf(msg proto.Message) (kind, error) {
@@ -181,6 +209,11 @@ func kindOf(msg proto.Message) (kind, error) {
 			with: func(g uint64) proto.Message {
 				return &runnerv1.ServiceScale{Service: m.GetService(), Replicas: m.GetReplicas(), Generation: g, Timeout: m.GetTimeout()}
 			},
+		}, nil
+	case *runnerv1.ServiceRestart:
+		return kind{
+			subject: m.GetService(), isService: true, timeless: true, runTime: restartTime,
+			with: func(uint64) proto.Message { return &runnerv1.ServiceRestart{Service: m.GetService()} },
 		}, nil
 	default:
 		return kind{}, failure.New(failure.Invalid, "unsupported_command", "", "a command of type %T cannot be sent by Kafka from here", msg)

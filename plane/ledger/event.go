@@ -44,7 +44,7 @@ type Event struct {
 	Time time.Time
 	// Data is the protobuf of the message that Type names.
 	Data []byte
-	// Duplicates counts later events of the same id, Conflicts those among them that said something else.
+	// Duplicates counts later events of the same id, Conflicts those among them that said something else; of an outcome: another verdict.
 	Duplicates, Conflicts uint64
 }
 
@@ -74,7 +74,7 @@ type Counts struct {
 }
 
 // Store keeps a batch of events and how far the topic was read, in one transaction. The first event of an id wins; later ones are counted. An outcome closes
-// its command, erases the command's data, and makes the generations that it tells known.
+// its command, erases the command's data - that of the last success of a stack is kept aside, see keepLast - and makes the generations that it tells known.
 func (l *Ledger) Store(ctx context.Context, events []NewEvent, offsets []offset.Offset) (Counts, error) {
 	var counts Counts
 	err := l.db.Tx(ctx, func(tx *sql.Tx) error {
@@ -131,7 +131,7 @@ func findEvent(ctx context.Context, tx querier, n NewEvent, data []byte) (found,
 	err = tx.QueryRowContext(ctx, `SELECT data FROM events WHERE cluster_id = $1 AND id = $2`, n.ClusterID, n.Envelope.ID).Scan(&have)
 	switch {
 	case err == nil:
-		return true, !bytes.Equal(have, data), nil
+		return true, contradicts(n.Message, have, data), nil
 	case !errors.Is(err, sql.ErrNoRows):
 		return false, false, fmt.Errorf("look for event %s: %w", n.Envelope.ID, err)
 	case n.Envelope.Type != OutcomeType:
@@ -143,6 +143,28 @@ func findEvent(ctx context.Context, tx querier, n NewEvent, data []byte) (found,
 		return false, false, fmt.Errorf("look for command %s: %w", n.Envelope.CausationID, err)
 	}
 	return closed > 0, false, nil
+}
+
+// contradicts says whether an event that came again says something else than the stored one. A manager that finds an outcome in a stack's head tells it without
+// the lists of services and changes, which the head does not hold: it is the same outcome as long as the verdict is.
+func contradicts(again proto.Message, have, data []byte) bool {
+	if bytes.Equal(have, data) {
+		return false
+	}
+	outcome, ok := again.(*runnerv1.CommandOutcome)
+	var first runnerv1.CommandOutcome
+	return !ok || proto.Unmarshal(have, &first) != nil || verdictOf(outcome) != verdictOf(&first)
+}
+
+type verdict struct {
+	status     runnerv1.OutcomeStatus
+	failure    string // its code
+	stack      string
+	generation uint64
+}
+
+func verdictOf(o *runnerv1.CommandOutcome) verdict {
+	return verdict{o.GetStatus(), o.GetFailure().GetCode(), o.GetStack(), o.GetGeneration()}
 }
 
 func (l *Ledger) insertEvent(ctx context.Context, tx querier, n NewEvent, data []byte) error {
@@ -170,10 +192,13 @@ func (l *Ledger) apply(ctx context.Context, tx querier, n NewEvent) error {
 			return fmt.Errorf("record that command %s was begun: %w", commandID, err)
 		}
 	case *runnerv1.CommandOutcome:
-		if err := l.closeCommand(ctx, tx, n.ClusterID, commandID, m.GetStatus()); err != nil {
+		if err := noteOutcome(ctx, tx, n.ClusterID, commandID, m); err != nil {
 			return err
 		}
-		return noteOutcome(ctx, tx, n.ClusterID, commandID, m)
+		if err := l.keepLast(ctx, tx, n.ClusterID, commandID, m); err != nil {
+			return err
+		}
+		return l.closeCommand(ctx, tx, n.ClusterID, commandID, m.GetStatus())
 	}
 	return nil
 }

@@ -17,16 +17,6 @@ const (
 	maxStacks = 10_000
 )
 
-// NoteGeneration records that an agent of the cluster knows generation n of the stack, so that the next command jumps past it. Smaller numbers than the
-// one that is known change nothing. A number over MaxGeneration or one stack too many is refused with a failure of class Invalid.
-func (l *Ledger) NoteGeneration(ctx context.Context, clusterID, stack string, n uint64) error {
-	known, err := knownGeneration(ctx, l.db, clusterID, stack)
-	if err != nil || n <= known {
-		return err // the usual case: heartbeats repeat what is known, and cost no write
-	}
-	return l.db.Tx(ctx, func(tx *sql.Tx) error { return noteGeneration(ctx, tx, clusterID, stack, n) })
-}
-
 // Generation returns the newest known generation of a stack; 0 if there is none.
 func (l *Ledger) Generation(ctx context.Context, clusterID, stack string) (uint64, error) {
 	return knownGeneration(ctx, l.db, clusterID, stack)
@@ -75,29 +65,22 @@ func noteGeneration(ctx context.Context, tx querier, clusterID, stack string, n 
 //
 // A ServiceScale names a service and no stack, and "a_b_c" may be service "b_c" of stack "a" or service "c" of stack "a_b". So every known stack that could
 // own the service takes part: the number is greater than all of theirs and becomes the newest of each. A skipped number does no harm, a repeated one would.
-// Where no such stack is known the service's own name is counted for; what an agent then answers makes its stack known. The stack that is returned is
-// the longest that fits, for the record only.
-func nextGeneration(ctx context.Context, tx querier, clusterID, stack string, isService bool) (name string, generation uint64, err error) {
-	names := []string{stack}
-	if isService {
-		if names, err = owners(ctx, tx, clusterID, stack); err != nil {
-			return "", 0, err
-		}
-	}
-	for _, name := range names {
+// Where no such stack is known the service's own name is counted for; what an agent then answers makes its stack known.
+func nextGeneration(ctx context.Context, tx querier, clusterID string, stacks []string) (generation uint64, err error) {
+	for _, name := range stacks {
 		known, err := knownGeneration(ctx, tx, clusterID, name)
 		if err != nil {
-			return "", 0, err
+			return 0, err
 		}
 		generation = max(generation, known)
 	}
 	generation++
-	for _, name := range names {
+	for _, name := range stacks {
 		if err := noteGeneration(ctx, tx, clusterID, name, generation); err != nil {
-			return "", 0, err
+			return 0, err
 		}
 	}
-	return names[len(names)-1], generation, nil
+	return generation, nil
 }
 
 // owners returns the known stacks that a service of that name may belong to, shortest first, and the service's own name if it is known as a stack or if

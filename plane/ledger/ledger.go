@@ -3,7 +3,8 @@
 // read, an outcome and the closing of its command. The ledger sends nothing; package dispatch does.
 //
 // A command's data may hold credentials and secret files. It is kept only while the command is open, because it may have to be sent again, and is erased in
-// the transaction that closes the command.
+// the transaction that closes the command. What each stack is made of, the last deployment that succeeded and the scalings since, is kept aside until a newer
+// one takes its place: when a Swarm comes back from a backup and the heads that managers tell go back, it is submitted again.
 package ledger
 
 import (
@@ -37,6 +38,8 @@ const (
 	DefaultMaxOpen = 1000
 	// DefaultMaxOpenBytes is how much data the open commands of one cluster may hold.
 	DefaultMaxOpenBytes = 512 << 20
+	// DefaultMaxKeptBytes is how much data of last successes is kept for one cluster.
+	DefaultMaxKeptBytes = 256 << 20
 )
 
 // Config bounds the ledger. A zero value means the default.
@@ -56,6 +59,10 @@ type Config struct {
 	MaxOpen int
 	// MaxOpenBytes is how much data the open commands of one cluster may hold.
 	MaxOpenBytes int64
+	// MaxKeptBytes is how much data of last successes is kept for one cluster; the oldest are forgotten first.
+	MaxKeptBytes int64
+	// ForgetBundles keeps no deployment's data after its end. Then nothing is offered again when a Swarm comes back from a backup.
+	ForgetBundles bool
 }
 
 // Ledger keeps commands, generations and events in the plane's database. It is safe for concurrent use.
@@ -95,6 +102,9 @@ func New(cfg Config, db *store.DB, now func() time.Time) *Ledger {
 	if cfg.MaxOpenBytes <= 0 {
 		cfg.MaxOpenBytes = DefaultMaxOpenBytes
 	}
+	if cfg.MaxKeptBytes <= 0 {
+		cfg.MaxKeptBytes = DefaultMaxKeptBytes
+	}
 	return &Ledger{cfg: cfg, db: db, now: now, changed: make(chan struct{}), pending: make(chan struct{})}
 }
 
@@ -130,6 +140,11 @@ func (l *Ledger) announceCommands() {
 func (l *Ledger) Prune(ctx context.Context) error {
 	now := l.now()
 	return l.db.Tx(ctx, func(tx *sql.Tx) error {
+		if l.cfg.ForgetBundles {
+			if err := l.forgetBundles(ctx, tx); err != nil {
+				return err
+			}
+		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE stored_at < $1`, now.Add(-l.cfg.EventAge).UnixNano()); err != nil {
 			return fmt.Errorf("forget old events: %w", err)
 		}

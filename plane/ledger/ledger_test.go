@@ -64,6 +64,12 @@ func scale(service string) NewCommand {
 	return n
 }
 
+func restart(service string) NewCommand {
+	n := deploy("")
+	n.Message = &runnerv1.ServiceRestart{Service: service}
+	return n
+}
+
 func submit(t *testing.T, l *Ledger, n NewCommand) Command {
 	t.Helper()
 	c, _, err := l.Submit(t.Context(), n)
@@ -71,6 +77,24 @@ func submit(t *testing.T, l *Ledger, n NewCommand) Command {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// recorded returns what is sent for a command.
+func recorded(t *testing.T, l *Ledger, id string) (envelope.Envelope, proto.Message) {
+	t.Helper()
+	r, ok, err := l.Record(t.Context(), id)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	e, err := envelope.Parse(r.Headers, r.Data, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := e.Message()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, msg
 }
 
 func event(t *testing.T, causation string, msg proto.Message) NewEvent {
@@ -103,18 +127,7 @@ func TestGenerationsAreInPayloadAndEnvelope(t *testing.T) {
 		if c.Generation != want {
 			t.Fatalf("command %d has generation %d", i, c.Generation)
 		}
-		r, ok, err := l.Record(t.Context(), c.ID)
-		if err != nil || !ok {
-			t.Fatal(ok, err)
-		}
-		e, err := envelope.Parse(r.Headers, r.Data, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		msg, err := e.Message()
-		if err != nil {
-			t.Fatal(err)
-		}
+		e, msg := recorded(t, l, c.ID)
 		inside := msg.(interface{ GetGeneration() uint64 }).GetGeneration()
 		if e.Generation != want || inside != want {
 			t.Errorf("envelope says %d, payload says %d, want %d", e.Generation, inside, want)
@@ -169,14 +182,14 @@ func TestReportedGenerationIsJumpedOver(t *testing.T) {
 	l, _ := open(t, Config{})
 	submit(t, l, deploy("shop"))
 	for _, n := range []uint64{41, 12, 0} {
-		if err := l.NoteGeneration(t.Context(), "prod", "shop", n); err != nil {
+		if err := l.NoteHead(t.Context(), "prod", "swarm", Head{Stack: "shop", Generation: n}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if c := submit(t, l, deploy("shop")); c.Generation != 42 {
 		t.Errorf("generation %d, want 42", c.Generation)
 	}
-	if err := l.NoteGeneration(t.Context(), "prod", "shop", MaxGeneration+1); failure.Of(err) == nil || failure.Of(err).Code != "generation_too_large" {
+	if err := l.NoteHead(t.Context(), "prod", "swarm", Head{Stack: "shop", Generation: MaxGeneration + 1}); failure.Of(err) == nil || failure.Of(err).Code != "generation_too_large" {
 		t.Errorf("got %v", err)
 	}
 }
@@ -217,6 +230,57 @@ func TestScaleCountsForEveryStackThatMayOwnTheService(t *testing.T) {
 	}
 	if c := submit(t, l, scale("_x_")); c.Stack != "_x_" {
 		t.Errorf("stack %q", c.Stack)
+	}
+}
+
+func TestRestartTakesNoGeneration(t *testing.T) {
+	l, c := open(t, Config{})
+	submit(t, l, deploy("shop"))
+	cmd := submit(t, l, restart("shop_web"))
+	if cmd.Generation != 0 || cmd.Stack != "shop" || cmd.Key != "shop" || cmd.Subject != "shop_web" || !cmd.StackIsGuess() {
+		t.Errorf("%+v: its record must have the key of the stack that it waits for", cmd)
+	}
+	if g, _ := l.Generation(t.Context(), "prod", "shop"); g != 1 {
+		t.Errorf("a restart moved the generation to %d", g)
+	}
+	r, ok, err := l.Record(t.Context(), cmd.ID)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	for _, h := range r.Headers {
+		if h.Key == "ce_generation" {
+			t.Errorf("it says generation %s", h.Value)
+		}
+	}
+	e, err := envelope.Parse(r.Headers, r.Data, 0)
+	if err != nil || !e.Deadline.Equal(c.Now().Add(time.Hour)) {
+		t.Errorf("deadline %v, %v", e.Deadline, err)
+	}
+	if lone := submit(t, l, restart("lone_web")); lone.Key != "lone_web" {
+		t.Errorf("%+v: nothing is known of a stack lone", lone)
+	}
+	if g, _ := l.Generation(t.Context(), "prod", "lone_web"); g != 0 {
+		t.Errorf("a restart made a stack known, at generation %d", g)
+	}
+	keep(t, l, event(t, cmd.ID, &runnerv1.CommandReceived{Attempt: 1}))
+	c.Add(time.Hour + restartTime + outcomeMargin - time.Second)
+	overdue := func() []string {
+		var ids []string
+		cs, err := l.Overdue(t.Context(), c.Now(), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range cs {
+			ids = append(ids, c.ID)
+		}
+		return ids
+	}
+	if ids := overdue(); slices.Contains(ids, cmd.ID) {
+		t.Error("given up while its own time lasts, although it was begun")
+	}
+	c.Add(time.Second)
+	if ids := overdue(); !slices.Contains(ids, cmd.ID) {
+		t.Error("not given up after its own time")
 	}
 }
 
@@ -345,6 +409,23 @@ func TestOutcomeOfAnotherClusterClosesNothing(t *testing.T) {
 	counts := keep(t, l, event(t, cmd.ID, &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED}))
 	if got, _ := l.Command(t.Context(), cmd.ID); counts.Stored != 1 || got.Open() {
 		t.Error("the right outcome was kept out by the other cluster's event of the same id")
+	}
+}
+
+// A stack's head holds the verdict and not the lists: a manager that finds an outcome there tells the same one.
+func TestOutcomeWithoutItsListsIsTheSame(t *testing.T) {
+	l, _ := open(t, Config{})
+	cmd := submit(t, l, deploy("shop"))
+	whole := &runnerv1.CommandOutcome{
+		Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_FAILED, Stack: "shop", Generation: 1, Failure: &runnerv1.Failure{Code: "tasks_failed", Message: "long"},
+		Services: []*runnerv1.ServiceProgress{{Service: "shop_web"}},
+	}
+	found := proto.CloneOf(whole)
+	found.Services, found.Failure.Message = nil, "shortened"
+	another := proto.CloneOf(found)
+	another.Failure.Code = "rolled_back"
+	if c := keep(t, l, event(t, cmd.ID, whole), event(t, cmd.ID, found), event(t, cmd.ID, another)); c != (Counts{Stored: 1, Duplicates: 2, Conflicts: 1}) {
+		t.Errorf("%+v", c)
 	}
 }
 

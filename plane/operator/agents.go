@@ -17,12 +17,21 @@ func (s *Server) ListAgents(ctx context.Context, req *planev1.ListAgentsRequest)
 	if err != nil {
 		return nil, s.answer(ctx, "ListAgents", err)
 	}
+	alarms, err := s.deps.Ledger.Alarms(ctx, req.GetClusterId())
+	if err != nil {
+		return nil, s.answer(ctx, "ListAgents", err)
+	}
+	clusters := alarmWarnings(alarms)
 	slices.SortStableFunc(agents, func(a, b registry.Agent) int {
 		return cmp.Or(cmp.Compare(a.ClusterID, b.ClusterID), cmp.Compare(a.Facts.GetHostname(), b.Facts.GetHostname()), cmp.Compare(a.ID, b.ID))
 	})
 	resp := &planev1.ListAgentsResponse{}
 	for _, a := range agents {
-		resp.Agents = append(resp.Agents, s.agentMessage(a))
+		m := s.agentMessage(a)
+		if w := clusters[a.ClusterID]; w != nil && a.ManagerConfirmed { // one of those that told it
+			m.Warnings = append([]*runnerv1.HealthWarning{w}, m.GetWarnings()...)
+		}
+		resp.Agents = append(resp.Agents, m)
 	}
 	return resp, nil
 }

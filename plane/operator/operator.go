@@ -54,6 +54,8 @@ type Fleet interface {
 	LatestMetrics() map[string]*runnerv1.MetricsBatch
 	// PickManager returns a connected, confirmed manager of the cluster.
 	PickManager(clusterID string) (agentID string, err error)
+	// Managers returns all of those, the best first: one that runs that command before all others.
+	Managers(clusterID, commandID string) []string
 	// Warnings returns what the agent's last heartbeat warned of.
 	Warnings(agentID string) []*runnerv1.HealthWarning
 }
@@ -70,6 +72,7 @@ type Ledger interface {
 	Events(ctx context.Context, f ledger.Filter) ([]ledger.Event, error)
 	Positions(ctx context.Context) (oldest, last uint64, err error)
 	Forgotten(ctx context.Context, clusterID string, after uint64) (bool, error)
+	Alarms(ctx context.Context, clusterID string) ([]ledger.Alarm, error)
 	EventsChanged() <-chan struct{}
 }
 

@@ -53,6 +53,7 @@ type fleet struct {
 	logs         func(agentID string, open *runnerv1.OpenLogs, send func(*runnerv1.LogBatch) error) error
 	metrics      map[string]*runnerv1.MetricsBatch
 	manager      func(clusterID string) (string, error)
+	managers     []string
 }
 
 func (f *fleet) Connected(agentID string) bool { return f.connected[agentID] }
@@ -70,6 +71,8 @@ func (f *fleet) StreamLogs(_ context.Context, agentID string, open *runnerv1.Ope
 func (f *fleet) LatestMetrics() map[string]*runnerv1.MetricsBatch { return f.metrics }
 
 func (f *fleet) PickManager(clusterID string) (string, error) { return f.manager(clusterID) }
+
+func (f *fleet) Managers(string, string) []string { return f.managers }
 
 func (f *fleet) Warnings(string) []*runnerv1.HealthWarning {
 	return []*runnerv1.HealthWarning{{Code: "w"}}
@@ -194,8 +197,28 @@ func (p *plane) dial(c operatorcontext.Context) planev1.OperatorClient {
 	return planev1.NewOperatorClient(conn)
 }
 
-// enrol puts an agent into the registry and returns its id.
+// enrol puts the first manager's agent of a cluster into the registry and returns its id.
 func (p *plane) enrol(cluster, node string) string {
+	p.t.Helper()
+	return p.enrolAs(cluster, node, runnerv1.NodeRole_NODE_ROLE_MANAGER)
+}
+
+// enrolWorker does it for a worker of the cluster that the manager's agent has told of.
+func (p *plane) enrolWorker(cluster, manager, node string) string {
+	p.t.Helper()
+	first, err := p.registry.Agent(p.t.Context(), manager)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := p.registry.SetNodes(p.t.Context(), cluster, manager, &runnerv1.NodeList{SwarmClusterId: "swarm-" + cluster, Nodes: []*runnerv1.SwarmNode{
+		{NodeId: first.NodeID, Role: runnerv1.NodeRole_NODE_ROLE_MANAGER}, {NodeId: node, Role: runnerv1.NodeRole_NODE_ROLE_WORKER},
+	}}); err != nil {
+		p.t.Fatal(err)
+	}
+	return p.enrolAs(cluster, node, runnerv1.NodeRole_NODE_ROLE_WORKER)
+}
+
+func (p *plane) enrolAs(cluster, node string, role runnerv1.NodeRole) string {
 	p.t.Helper()
 	_, secret, err := p.registry.CreateToken(p.t.Context(), cluster, time.Hour, 1)
 	if err != nil {
@@ -205,9 +228,12 @@ func (p *plane) enrol(cluster, node string) string {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	facts := &runnerv1.NodeFacts{NodeId: node, Hostname: "host-" + node, Role: role}
+	if role == runnerv1.NodeRole_NODE_ROLE_MANAGER {
+		facts.SwarmClusterId = "swarm-" + cluster
+	}
 	e, err := p.registry.Enrol(p.t.Context(), registry.EnrolParams{
-		Secret: secret, PublicKey: &key.PublicKey, EncryptionKey: make([]byte, 32), Version: "1.2.3", Live: func(string) bool { return false },
-		Facts: &runnerv1.NodeFacts{NodeId: node, Hostname: "host-" + node, Role: runnerv1.NodeRole_NODE_ROLE_MANAGER, SwarmClusterId: "swarm-" + cluster},
+		Secret: secret, PublicKey: &key.PublicKey, EncryptionKey: make([]byte, 32), Version: "1.2.3", Live: func(string) bool { return false }, Facts: facts,
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -366,6 +392,59 @@ func TestAgents(t *testing.T) {
 	}
 }
 
+func TestAlarmsStandBesideTheManagers(t *testing.T) {
+	p := start(t, ledger.Config{})
+	manager := p.enrol("prod", "n1")
+	worker := p.enrolWorker("prod", manager, "n2")
+	p.enrol("test", "n3")
+	warning := func(agentID string) string {
+		t.Helper()
+		list, err := p.client.ListAgents(t.Context(), &planev1.ListAgentsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var texts []string
+		for _, a := range list.GetAgents() {
+			for _, w := range a.GetWarnings() {
+				if a.GetId() == agentID && w.GetCode() == "generations_went_back" && w.GetSince() != nil {
+					texts = append(texts, w.GetText())
+				} else if a.GetId() != manager && w.GetCode() == "generations_went_back" {
+					t.Errorf("agent %s has the warning", a.GetId())
+				}
+			}
+		}
+		return strings.Join(texts, "|")
+	}
+	if got := warning(manager); got != "" {
+		t.Errorf("before: %s", got)
+	}
+	c, err := p.ledger.Command(t.Context(), p.submit(&planev1.SubmitCommandRequest{
+		ClusterId: "prod", Command: &planev1.SubmitCommandRequest_StackDeploy{StackDeploy: deploy("shop")},
+	}).GetCommandId())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.keep(c.ID, &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED})
+	for _, stack := range []string{"blog", "shop"} {
+		from := ledger.Head{Stack: stack, Generation: 7, Epoch: 2}
+		if err := p.ledger.NoteHead(t.Context(), "prod", "swarm-prod", from); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.ledger.WentBack(t.Context(), ledger.WentBack{
+			ClusterID: "prod", SwarmID: "swarm-prod", Topic: "runner.commands.prod", From: from, To: ledger.Head{Stack: stack, Generation: 3, Epoch: 1},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "the Swarm was restored from a backup, or has lost what it knew: stack blog (generation 3, was 7; not_known: deploy it again), stack shop (generation 3, was 7; offered again)"
+	if got := warning(manager); got != want {
+		t.Errorf("got %s", got)
+	}
+	if got := warning(worker); got != "" {
+		t.Errorf("a worker: %s", got)
+	}
+}
+
 func TestSubmitFindsTheTarget(t *testing.T) {
 	p := start(t, ledger.Config{})
 	if _, err := p.client.SubmitCommand(t.Context(), submission(deploy("shop"))); codeOf(err) != "no_cluster" {
@@ -428,6 +507,24 @@ func TestSubmitIsIdempotentByKey(t *testing.T) {
 	}
 }
 
+func TestARestartHasADeadlineAndNoGeneration(t *testing.T) {
+	p := start(t, ledger.Config{})
+	p.enrol("prod", "n1")
+	req := &planev1.SubmitCommandRequest{Command: &planev1.SubmitCommandRequest_ServiceRestart{ServiceRestart: &runnerv1.ServiceRestart{Service: "shop_web"}}}
+	for name, life := range map[string]*durationpb.Duration{"of its own": durationpb.New(time.Minute), "the default": nil} {
+		req.TimeToLive = life
+		resp := p.submit(req)
+		c, err := p.ledger.Command(t.Context(), resp.GetCommandId())
+		want := defaultTimeToLive
+		if life != nil {
+			want = life.AsDuration()
+		}
+		if err != nil || resp.GetGeneration() != 0 || c.Deadline.Sub(c.CreatedAt) != want || c.Subject != "shop_web" {
+			t.Errorf("%s: %v, %+v, %v", name, resp, c, err)
+		}
+	}
+}
+
 func TestSubmitRefuses(t *testing.T) {
 	p := start(t, ledger.Config{})
 	p.enrol("prod", "n1")
@@ -456,6 +553,9 @@ func TestSubmitRefuses(t *testing.T) {
 		"a long service":      {scale(strings.Repeat("x", 256), 1), "bad_service_name"},
 		"a control character": {scale("a\x00b", 1), "bad_service_name"},
 		"many replicas":       {scale("a", 100_001), "bad_replicas"},
+		"restart of nothing": {func(r *planev1.SubmitCommandRequest) {
+			r.Command = &planev1.SubmitCommandRequest_ServiceRestart{ServiceRestart: &runnerv1.ServiceRestart{}}
+		}, "bad_service_name"},
 		"bad removal": {func(r *planev1.SubmitCommandRequest) {
 			r.Command = &planev1.SubmitCommandRequest_StackRemove{StackRemove: &runnerv1.StackRemove{Stack: "a b"}}
 		}, "bad_stack_name"},

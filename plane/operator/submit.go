@@ -130,6 +130,8 @@ func checkedCommand(req *planev1.SubmitCommandRequest) (proto.Message, error) {
 		return c.StackRemove, checkTimeout(c.StackRemove.GetStack(), c.StackRemove.GetTimeout())
 	case *planev1.SubmitCommandRequest_ServiceScale:
 		return c.ServiceScale, checkScale(c.ServiceScale)
+	case *planev1.SubmitCommandRequest_ServiceRestart:
+		return c.ServiceRestart, checkService(c.ServiceRestart.GetService())
 	default:
 		return nil, invalid("no_command", "", "the request holds no command")
 	}
@@ -143,10 +145,17 @@ func checkStack(name string) error {
 	return nil
 }
 
-func checkScale(c *runnerv1.ServiceScale) error {
-	name := c.GetService()
+func checkService(name string) error {
 	if name == "" || len(name) > maxService || checkKey("service", name[:min(len(name), maxKey)]) != nil || checkKey("service", name[min(len(name), maxKey):]) != nil {
 		return invalid("bad_service_name", shorten(name), "service name %q has no, or more than %d, bytes, or characters that cannot be printed", shorten(name), maxService)
+	}
+	return nil
+}
+
+func checkScale(c *runnerv1.ServiceScale) error {
+	name := c.GetService()
+	if err := checkService(name); err != nil {
+		return err
 	}
 	if c.GetReplicas() > maxReplicas {
 		return invalid("bad_replicas", name, "service %s cannot have %d tasks, at most %d are allowed", name, c.GetReplicas(), maxReplicas)

@@ -107,6 +107,10 @@ func (r *Registry) Touch(ctx context.Context, id string, facts *runnerv1.NodeFac
 	if err := checkVersion(version); err != nil {
 		return err
 	}
+	// Without a transaction first: one waits for all others.
+	if agent, err := r.Agent(ctx, id); err == nil && !agent.Removed && r.noted(agent, facts, version) {
+		return nil
+	}
 	return r.db.Tx(ctx, func(tx *sql.Tx) error {
 		agent, err := agentByID(ctx, tx, id)
 		if err != nil {
@@ -124,9 +128,6 @@ func (r *Registry) Touch(ctx context.Context, id string, facts *runnerv1.NodeFac
 			version = agent.Version
 		}
 		now := r.now()
-		if age := now.Sub(agent.LastSeen); age >= 0 && age < touchEvery && version == agent.Version && proto.Equal(facts, agent.Facts) {
-			return nil
-		}
 		text, err := protojson.Marshal(facts)
 		if err != nil {
 			return err
@@ -134,6 +135,12 @@ func (r *Registry) Touch(ctx context.Context, id string, facts *runnerv1.NodeFac
 		_, err = tx.ExecContext(ctx, `UPDATE agents SET last_seen = $1, facts = $2, version = $3 WHERE id = $4`, now.UnixNano(), string(text), version, id)
 		return err
 	})
+}
+
+// noted says whether there is nothing new to note of an agent. Facts that are noted have been checked.
+func (r *Registry) noted(agent Agent, facts *runnerv1.NodeFacts, version string) bool {
+	age := r.now().Sub(agent.LastSeen)
+	return age >= 0 && age < touchEvery && (version == "" || version == agent.Version) && (facts == nil || proto.Equal(facts, agent.Facts))
 }
 
 func checkSameNode(ctx context.Context, q querier, agent Agent, facts *runnerv1.NodeFacts) error {

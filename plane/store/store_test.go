@@ -93,7 +93,7 @@ func TestAnOlderDatabaseKeepsItsOffsets(t *testing.T) {
 		}
 		before[name] = &fstest.MapFile{Data: text}
 	}
-	if err := (&DB{DB: old}).migrate(t.Context(), before); err != nil {
+	if err := (&DB{DB: old, turn: make(chan struct{}, 1)}).migrate(t.Context(), before); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := old.Exec(`INSERT INTO event_offsets VALUES ('runner.events', 0, 'id', 42)`); err != nil {

@@ -1,5 +1,8 @@
 // Package engineproxy puts a proxy before a Docker engine that can hold a request back, or refuse it. Tests use it to be at the worst place at the worst time: a request that
 // was sent long ago, by a process that may be dead, takes effect when the test lets it.
+//
+// It can also make the engine look like another node of its Swarm, so that several agents on one machine are managers of one Swarm, and show only the stacks of
+// one test, and it keeps what was written and how the engine answered.
 package engineproxy
 
 import (
@@ -15,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,7 +37,25 @@ type Proxy struct {
 	holds    []*Held
 	refusals []*refusal
 	log      []string
+	writes   []Write
+	self     Node
+	others   []Node
+	prefix   string
 }
+
+// Write is a request that could change something, and the engine's answer. A sender that died or hung up meanwhile makes no difference to it.
+type Write struct {
+	Method, Path string
+	Query        url.Values
+	Body         []byte
+	// Status is the HTTP status of the answer.
+	Status int
+	// At is when the engine answered.
+	At time.Time
+}
+
+// Accepted says whether the engine did what the request asks for.
+func (w Write) Accepted() bool { return w.Status >= 200 && w.Status < 300 }
 
 // refusal is what is answered in the engine's place.
 type refusal struct {
@@ -78,6 +100,7 @@ func New(t testing.TB, engine string) *Proxy {
 		return new(net.Dialer).DialContext(ctx, "unix", engine)
 	}}
 	forward.Transport = transport
+	forward.ModifyResponse = p.disguise
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, forward) }), ReadHeaderTimeout: patience}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() {
@@ -92,10 +115,13 @@ func New(t testing.TB, engine string) *Proxy {
 	return p
 }
 
+// Host is the proxy's address, as DOCKER_HOST would have it.
+func (p *Proxy) Host() string { return "unix://" + p.socket }
+
 // Client returns a client that goes through the proxy.
 func (p *Proxy) Client(t testing.TB) *client.Client {
 	t.Helper()
-	c, err := client.NewClientWithOpts(client.WithHost("unix://"+p.socket), client.WithAPIVersionNegotiation())
+	c, err := client.NewClientWithOpts(client.WithHost(p.Host()), client.WithAPIVersionNegotiation())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,12 +133,12 @@ func (p *Proxy) Client(t testing.TB) *client.Client {
 	return c
 }
 
-// Hold holds the nth request (from 1, counted from now) of that method whose path and query match.
+// Hold holds the nth request (from 1, counted from now) of that method whose path and query match. An empty method is any; several are joined with "|".
 func (p *Proxy) Hold(method, path string, nth int) *Held {
 	return p.add(&Held{method: method, path: regexp.MustCompile(path), nth: nth})
 }
 
-// DropAnswer lets the nth request through and answers it with an error, as a connection does that breaks in between.
+// DropAnswer lets the nth request through and breaks the connection in place of an answer.
 func (p *Proxy) DropAnswer(method, path string, nth int) *Held {
 	return p.add(&Held{method: method, path: regexp.MustCompile(path), nth: nth, drop: true})
 }
@@ -162,7 +188,7 @@ func (p *Proxy) match(r *http.Request) *Held {
 	p.log = append(p.log, r.Method+" "+r.URL.Path)
 	var hit *Held
 	for _, h := range p.holds {
-		if h.nth > 0 && r.Method == h.method && h.path.MatchString(r.URL.String()) {
+		if h.nth > 0 && (h.method == "" || slices.Contains(strings.Split(h.method, "|"), r.Method)) && h.path.MatchString(r.URL.String()) {
 			if h.nth--; h.nth == 0 {
 				hit = h
 			}
@@ -179,7 +205,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, forward http.Handl
 		_ = json.NewEncoder(w).Encode(map[string]string{"message": f.message})
 		return
 	}
-	if h == nil {
+	if h == nil && r.Method == http.MethodGet {
 		forward.ServeHTTP(w, r)
 		return
 	}
@@ -191,17 +217,48 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, forward http.Handl
 	}
 	r = r.WithContext(context.WithoutCancel(r.Context()))
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	defer close(h.landed)
+	s := &statusWriter{ResponseWriter: w}
+	send := func() {
+		forward.ServeHTTP(s, r)
+		p.note(r, body, s.status)
+	}
+	if h == nil {
+		send()
+		return
+	}
 	close(h.reached)
 	if !h.drop {
 		<-h.release
-		s := &statusWriter{ResponseWriter: w}
-		forward.ServeHTTP(s, r)
-		h.status = s.status
+		send()
+		h.land(s.status)
 		return
 	}
-	forward.ServeHTTP(discard{http.Header{}}, r)
-	http.Error(w, "the connection broke", http.StatusBadGateway)
+	s.ResponseWriter = discard{http.Header{}}
+	send()
+	h.land(s.status)
+	panic(http.ErrAbortHandler) // breaks the connection
+}
+
+func (h *Held) land(status int) {
+	h.status = status
+	close(h.landed)
+}
+
+// note keeps what was written.
+func (p *Proxy) note(r *http.Request, body []byte, status int) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.writes = append(p.writes, Write{r.Method, r.URL.Path, r.URL.Query(), body, status, time.Now()})
+}
+
+// Writes lists what was written so far, in the order of the engine's answers.
+func (p *Proxy) Writes() []Write {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.writes)
 }
 
 type statusWriter struct {
@@ -227,6 +284,16 @@ func (h *Held) Reached(t testing.TB) {
 	case <-h.reached:
 	case <-time.After(patience):
 		t.Fatalf("no %s %s came", h.method, h.path)
+	}
+}
+
+// IsReached says whether the request is held, or was.
+func (h *Held) IsReached() bool {
+	select {
+	case <-h.reached:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package netproxy puts a bad network between two parts of a test: a TCP proxy on loopback that can cut connections, stall them, leave them half-open
-// and refuse new ones. Point the client at Addr and let the proxy point at the real server:
+// Package netproxy puts a bad network between two parts of a test: a TCP proxy on loopback that can cut connections, stall them, leave them half-open,
+// slow them down, lose answers and refuse new ones. Point the client at Addr and let the proxy point at the real server:
 //
 //	p := netproxy.Start(t, server.Addr().String())
 //	client := dial(p.Addr())
@@ -28,6 +28,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	target   string
 	refusing bool
+	rate     int           // bytes a second, each direction of each link; 0 is no limit
 	stalled  chan struct{} // closed by Resume; nil while traffic flows
 	links    map[*link]struct{}
 	accepted int
@@ -40,6 +41,7 @@ type link struct {
 	dead           chan struct{} // closed when both are closed
 	deadOnce       sync.Once
 	hole           bool // half-open; guarded by Proxy.mu
+	mute           bool // answers are lost; guarded by Proxy.mu
 }
 
 // Start starts a proxy to target ("host:port") on a free port of 127.0.0.1 and closes it at the end of the test.
@@ -54,8 +56,11 @@ func Start(tb testing.TB, target string) *Proxy {
 }
 
 // New starts a proxy as Start does; the caller closes it.
-func New(target string) (*Proxy, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func New(target string) (*Proxy, error) { return NewAt("127.0.0.1:0", target) }
+
+// NewAt starts a proxy on an address of its own, for servers that tell their clients where to come back to; the caller closes it.
+func NewAt(address, target string) (*Proxy, error) {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for the proxy to %s: %w", target, err)
 	}
@@ -110,6 +115,23 @@ func (p *Proxy) HalfOpen() {
 	for l := range p.links {
 		l.hole = true
 	}
+}
+
+// LoseAnswers makes every existing connection swallow what the server sends, while what the client sends still arrives: whatever is asked is done, and nobody is
+// told. Cut ends that. New connections work.
+func (p *Proxy) LoseAnswers() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.mute = true
+	}
+}
+
+// Limit slows existing and new connections down to that many bytes a second, each direction of each connection by itself; 0 is no limit.
+func (p *Proxy) Limit(bytesPerSecond int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rate = bytesPerSecond
 }
 
 // Refuse resets new connections at once while on is true. Existing ones stay.
@@ -178,8 +200,8 @@ func (p *Proxy) serve(client net.Conn) {
 		l.reset()
 		return
 	}
-	p.wg.Go(func() { p.copy(l, server, client) })
-	p.copy(l, client, server)
+	p.wg.Go(func() { p.copy(l, server, client, false) })
+	p.copy(l, client, server, true)
 }
 
 func (p *Proxy) add(l *link) bool {
@@ -194,14 +216,14 @@ func (p *Proxy) add(l *link) bool {
 
 // copy carries bytes in one direction. The gate stands between reading and whatever follows from it - writing or closing -
 // so that a stalled or half-open link passes on neither.
-func (p *Proxy) copy(l *link, to, from net.Conn) {
+func (p *Proxy) copy(l *link, to, from net.Conn, answers bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
-		if !p.gate(l) {
+		if !p.gate(l) || !p.pace(l, n) {
 			break
 		}
-		if n > 0 {
+		if n > 0 && !(answers && p.loses(l)) {
 			if _, werr := to.Write(buf[:n]); werr != nil {
 				err = werr
 			}
@@ -235,6 +257,30 @@ func (p *Proxy) gate(l *link) bool {
 			return false
 		}
 	}
+}
+
+// pace takes as long as n bytes take at the limit. It is false once the link is dead.
+func (p *Proxy) pace(l *link, n int) bool {
+	p.mu.Lock()
+	rate := p.rate
+	p.mu.Unlock()
+	if rate <= 0 {
+		return true
+	}
+	timer := time.NewTimer(time.Duration(n) * time.Second / time.Duration(rate))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.dead:
+		return false
+	}
+}
+
+func (p *Proxy) loses(l *link) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return l.mute
 }
 
 // close ends both connections in order (FIN).

@@ -168,3 +168,35 @@ func TestCloseEndsStalledConnections(t *testing.T) {
 		t.Errorf("got %v, want a closed connection", err)
 	}
 }
+
+func TestLoseAnswers(t *testing.T) {
+	p := Start(t, echo(t))
+	old := dial(t, p)
+	say(t, old, 'a')
+	hear(t, old, 'a')
+	p.LoseAnswers()
+	say(t, old, 'b')
+	silent(t, old)
+	fresh := dial(t, p)
+	say(t, fresh, 'c')
+	hear(t, fresh, 'c')
+	p.Cut()
+	if _, err := read(old, long); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %v, want a reset", err)
+	}
+}
+
+func TestLimit(t *testing.T) {
+	p := Start(t, echo(t))
+	c := dial(t, p)
+	p.Limit(10) // a byte takes 100 ms in each direction
+	begun := time.Now()
+	say(t, c, 'a')
+	hear(t, c, 'a')
+	if took := time.Since(begun); took < 200*time.Millisecond {
+		t.Errorf("took %v", took)
+	}
+	p.Limit(0)
+	say(t, c, 'b')
+	hear(t, c, 'b')
+}

@@ -2,10 +2,12 @@ package rig
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/swarm"
 
+	"github.com/axion/runner-agent/agent/health"
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 )
@@ -69,6 +72,45 @@ func (n *Node) AgentLogs(ctx context.Context, lines int) (string, error) {
 	}
 	defer func() { _ = stream.Close() }()
 	return demultiplexed(stream)
+}
+
+// agentHealth is where the stack file has the agent answer on its node.
+const agentHealth = "127.0.0.1/9180"
+
+// Health is what the node's agent says of itself on /health. It is asked on the node, so also one that is cut off answers.
+func (n *Node) Health(ctx context.Context) (health.Answer, error) {
+	var answer health.Answer
+	body, err := n.askAgent(ctx, "/health")
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &answer)
+	}
+	return answer, n.failed("ask the agent of", err)
+}
+
+// AgentMetric is the value of one of the figures without labels that the node's agent tells on /metrics.
+func (n *Node) AgentMetric(ctx context.Context, name string) (float64, error) {
+	body, err := n.askAgent(ctx, "/metrics")
+	if err != nil {
+		return 0, n.failed("ask the agent of", err)
+	}
+	for line := range strings.Lines(body) {
+		if text, ok := strings.CutPrefix(line, name+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(text), 64)
+		}
+	}
+	return 0, n.failed("ask the agent of", fmt.Errorf("it tells no %s", name))
+}
+
+// askAgent gets a path from the agent's health server. A node has no program for HTTP, but it has bash.
+func (n *Node) askAgent(ctx context.Context, path string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	answer, err := n.Exec(ctx, "bash", "-c", "exec 3<>/dev/tcp/"+agentHealth+" && printf 'GET "+path+" HTTP/1.0\r\n\r\n' >&3 && cat <&3")
+	if err != nil {
+		return "", err
+	}
+	_, body, _ := strings.Cut(answer, "\r\n\r\n")
+	return body, nil
 }
 
 // Agents are the agents that the plane knows.

@@ -35,6 +35,9 @@ func (h *Host) ContainerID() string { return h.id }
 
 // Kill takes the power away: every process on the host is gone at once and nobody is told. Start brings it back with its disks.
 func (h *Host) Kill(ctx context.Context) error {
+	if err := h.Cut(ctx, Both); err != nil { // the kernel, which lives on, would say good-bye for the processes
+		return err
+	}
 	return h.failed("kill", h.rig.docker.ContainerKill(ctx, h.id, "KILL"))
 }
 
@@ -98,6 +101,16 @@ func (h *Host) Exec(ctx context.Context, args ...string) (string, error) {
 // Logs returns the last lines of what the host printed: a node's engine, or the plane.
 func (h *Host) Logs(ctx context.Context, lines int) (string, error) {
 	stream, err := h.rig.docker.ContainerLogs(ctx, h.id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: fmt.Sprint(lines)})
+	if err != nil {
+		return "", h.failed("logs", err)
+	}
+	defer func() { _ = stream.Close() }()
+	return demultiplexed(stream)
+}
+
+// LogsSince returns what the host printed after that moment.
+func (h *Host) LogsSince(ctx context.Context, moment time.Time) (string, error) {
+	stream, err := h.rig.docker.ContainerLogs(ctx, h.id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Since: moment.Format(time.RFC3339Nano)})
 	if err != nil {
 		return "", h.failed("logs", err)
 	}

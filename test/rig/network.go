@@ -36,6 +36,8 @@ func (a At) Addr() netip.Addr { return netip.Addr(a) }
 const (
 	// ruleChain holds the rules of all network faults of a host.
 	ruleChain = "axion-rig"
+	// flushRules ends them all, as iptables-restore reads it.
+	flushRules = "*raw\n-F " + ruleChain + "\nCOMMIT\n*mangle\n-F " + ruleChain + "\nCOMMIT\n*filter\n-F " + ruleChain + "\nCOMMIT\n"
 	// device is a host's interface in the rig's network.
 	device = "eth0"
 )
@@ -61,6 +63,21 @@ func (h *Host) Cut(ctx context.Context, direction Direction, peers ...Peer) erro
 		rules.drop(direction, "", "")
 	}
 	return h.failed("cut", h.apply(ctx, rules))
+}
+
+// CutPort takes away the packets of one of the host's TCP ports, silently, from and to those peers (none: everybody). It adds to other faults until Heal.
+func (h *Host) CutPort(ctx context.Context, port string, peers ...Peer) error {
+	var rules ruleSet
+	rules.cutPort(port, peers...)
+	return h.failed("cut a port of", h.apply(ctx, rules))
+}
+
+// RefusePort answers what those peers (none: everybody) send to one of the host's TCP ports with a reset, on connections that are there and on new ones, as a
+// program that was killed or a firewall that refuses does. It adds to other faults until Heal.
+func (h *Host) RefusePort(ctx context.Context, port string, peers ...Peer) error {
+	var rules ruleSet
+	rules.refusePort(port, peers...)
+	return h.failed("refuse a port of", h.apply(ctx, rules))
 }
 
 // HalfOpen takes the packets of the TCP connections that the host has now with those peers (none: with everybody) silently away, in both directions: each
@@ -109,7 +126,7 @@ func (h *Host) Heal(ctx context.Context) error {
 	if err := h.ensureChains(ctx); err != nil {
 		return h.failed("heal", err)
 	}
-	_, err := h.inNetwork(ctx, "*raw\n-F "+ruleChain+"\nCOMMIT\n*mangle\n-F "+ruleChain+"\nCOMMIT\n", "iptables-restore", "-w", "--noflush")
+	_, err := h.inNetwork(ctx, flushRules, "iptables-restore", "-w", "--noflush")
 	if err != nil {
 		return h.failed("heal", err)
 	}
@@ -124,8 +141,8 @@ func (h *Host) Heal(ctx context.Context) error {
 }
 
 // ruleSet collects matches of packets to drop. What comes in is dropped before anything looks at it, what goes out after everything has: so containers behind
-// the host's own bridges are cut off too.
-type ruleSet struct{ in, out []string }
+// the host's own bridges are cut off too. What is refused is for the host itself.
+type ruleSet struct{ in, out, refused []string }
 
 func (s *ruleSet) drop(direction Direction, in, out string) {
 	if direction != Out {
@@ -136,17 +153,40 @@ func (s *ruleSet) drop(direction Direction, in, out string) {
 	}
 }
 
+func (s *ruleSet) cutPort(port string, peers ...Peer) {
+	each(peers, func(source, destination string) {
+		s.drop(Both, "-p tcp --dport "+port+source, "-p tcp --sport "+port+destination)
+	})
+}
+
+func (s *ruleSet) refusePort(port string, peers ...Peer) {
+	each(peers, func(source, _ string) {
+		s.refused = append(s.refused, "-p tcp --dport "+port+source)
+	})
+}
+
+// each calls f with what matches packets of each peer and to it; both are empty for everybody.
+func each(peers []Peer, f func(source, destination string)) {
+	for _, peer := range peers {
+		f(" -s "+peer.Addr().String(), " -d "+peer.Addr().String())
+	}
+	if len(peers) == 0 {
+		f("", "")
+	}
+}
+
 func (s *ruleSet) String() string {
 	var b strings.Builder
-	table := func(name, side string, matches []string) {
+	table := func(name, side string, matches []string, verdict string) {
 		fmt.Fprintf(&b, "*%s\n", name)
 		for _, match := range matches {
-			fmt.Fprintf(&b, "-A %s %s %s %s -j DROP\n", ruleChain, side, device, match)
+			fmt.Fprintf(&b, "-A %s %s %s %s -j %s\n", ruleChain, side, device, match, verdict)
 		}
 		b.WriteString("COMMIT\n")
 	}
-	table("raw", "-i", s.in)
-	table("mangle", "-o", s.out)
+	table("raw", "-i", s.in, "DROP")
+	table("mangle", "-o", s.out, "DROP")
+	table("filter", "-i", s.refused, "REJECT --reject-with tcp-reset")
 	return b.String()
 }
 
@@ -159,7 +199,7 @@ func (h *Host) apply(ctx context.Context, rules ruleSet) error {
 }
 
 func (h *Host) ensureChains(ctx context.Context) error {
-	for table, hook := range map[string]string{"raw": "PREROUTING", "mangle": "POSTROUTING"} {
+	for table, hook := range map[string]string{"raw": "PREROUTING", "mangle": "POSTROUTING", "filter": "INPUT"} {
 		if _, err := h.inNetwork(ctx, "", "iptables", "-w", "-t", table, "-S", ruleChain); err == nil {
 			continue
 		}

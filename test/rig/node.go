@@ -19,10 +19,10 @@ const (
 	socketDir = "/node"
 	// engineOff is a file in that folder: while it is there, the engine stays down.
 	engineOff = "engine.off"
-	// stateMount is where the state disk lies: what the engine will use as the volume of the agent's stack.
-	stateMount = "/var/lib/docker/volumes/" + agentStack + "_state"
+	// StateMount is where the state disk of a node lies: what the engine will use as the volume of the agent's stack.
+	StateMount = "/var/lib/docker/volumes/" + agentStack + "_state"
 	// ballast is the file that fills the state disk.
-	ballast = stateMount + "/rig-ballast"
+	ballast = StateMount + "/rig-ballast"
 	// enginePID is where an engine writes its process id.
 	enginePID = "/run/docker.pid"
 )
@@ -50,12 +50,12 @@ func (n *Node) Client() *client.Client { return n.client }
 func (n *Node) dir() string    { return filepath.Join(n.rig.dir, n.name) }
 func (n *Node) socket() string { return filepath.Join(n.dir(), "docker.sock") }
 
-// Start boots the node and returns when its engine answers. Its agent is started again by the Swarm.
+// Start boots the node and returns when its engine answers, also after KillEngine. Its agent is started again by the Swarm.
 func (n *Node) Start(ctx context.Context) error {
 	if err := n.start(ctx); err != nil {
 		return err
 	}
-	return n.waitEngine(ctx)
+	return n.StartEngine(ctx)
 }
 
 // KillEngine kills the engine with SIGKILL and keeps it down until StartEngine. Containers go on without it.
@@ -106,17 +106,17 @@ func (n *Node) waitEngine(ctx context.Context) error {
 
 // FillDisk fills the disk of the agent's state volume to the last block.
 func (n *Node) FillDisk(ctx context.Context) error {
-	if _, err := n.Exec(ctx, "mountpoint", "-q", stateMount); err != nil {
+	if _, err := n.Exec(ctx, "mountpoint", "-q", StateMount); err != nil {
 		return n.failed("fill the disk of", fmt.Errorf("the state volume is not a disk of its own: this machine gave no loop device: %w", err))
 	}
 	// dd ends with an error when the disk is full; the second one takes the last blocks.
-	_, err := n.Exec(ctx, "sh", "-c", "for size in 1M 4k 1; do dd if=/dev/zero bs=$size of="+ballast+" oflag=append conv=notrunc 2>/dev/null; done; sync; ! echo x >"+stateMount+"/rig-probe 2>/dev/null")
+	_, err := n.Exec(ctx, "sh", "-c", "for size in 1M 4k 1; do dd if=/dev/zero bs=$size of="+ballast+" oflag=append conv=notrunc 2>/dev/null; done; sync; ! echo x >"+StateMount+"/rig-probe 2>/dev/null")
 	return err
 }
 
 // FreeDisk ends FillDisk.
 func (n *Node) FreeDisk(ctx context.Context) error {
-	_, err := n.Exec(ctx, "rm", "-f", ballast, stateMount+"/rig-probe")
+	_, err := n.Exec(ctx, "rm", "-f", ballast, StateMount+"/rig-probe")
 	return err
 }
 
@@ -129,7 +129,7 @@ func (n *Node) LoseState(ctx context.Context) error {
 	if err := n.client.ContainerPause(ctx, id); err != nil { // so that it writes nothing after the removal
 		return n.failed("lose the state of", err)
 	}
-	_, err = n.Exec(ctx, "find", stateMount+"/_data", "-mindepth", "1", "-delete")
+	_, err = n.Exec(ctx, "find", StateMount+"/_data", "-mindepth", "1", "-delete")
 	return errors.Join(err, n.client.ContainerKill(ctx, id, "KILL"))
 }
 

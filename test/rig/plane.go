@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// planePort is where agents and operators reach the plane.
-	planePort = "9443"
-	// kafkaPort is where the plane's embedded broker listens.
-	kafkaPort = "9093"
+	// PlanePort is where agents and operators reach the plane.
+	PlanePort = "9443"
+	// KafkaPort is where the plane's embedded broker listens.
+	KafkaPort = "9093"
 	// planeData is the plane's data directory in its container.
 	planeData = "/var/lib/axion-plane"
 	// planeTimeout bounds the start of the plane.
@@ -33,7 +33,7 @@ const (
 type Plane struct{ Host }
 
 // Address is where agents and operators reach the plane, "host:port".
-func (p *Plane) Address() string { return net.JoinHostPort(p.address.String(), planePort) }
+func (p *Plane) Address() string { return net.JoinHostPort(p.address.String(), PlanePort) }
 
 // ContextFile is the file with the operator context, as axionctl wants it in AXION_CONTEXT.
 func (p *Plane) ContextFile() string { return filepath.Join(p.rig.dir, contextName) }
@@ -96,7 +96,7 @@ func planeConfig(image, address string, args []string) *container.Config {
 	return &container.Config{
 		Image: image,
 		Cmd: append([]string{
-			"serve", "--data", planeData, "--listen", net.JoinHostPort("0.0.0.0", planePort), "--kafka-listen", net.JoinHostPort("0.0.0.0", kafkaPort), "--advertise", address,
+			"serve", "--data", planeData, "--listen", net.JoinHostPort("0.0.0.0", PlanePort), "--kafka-listen", net.JoinHostPort("0.0.0.0", KafkaPort), "--advertise", address,
 		}, args...),
 	}
 }

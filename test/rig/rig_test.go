@@ -433,18 +433,18 @@ func TestVerbs(t *testing.T) {
 	ok(c.Unpause(ctx))
 
 	ok(b.FillDisk(ctx))
-	if _, err := b.Exec(ctx, "sh", "-c", "echo x >"+stateMount+"/_data/probe"); err == nil {
+	if _, err := b.Exec(ctx, "sh", "-c", "echo x >"+StateMount+"/_data/probe"); err == nil {
 		t.Error("a full disk takes more")
 	}
 	ok(b.FreeDisk(ctx))
-	_, err = b.Exec(ctx, "sh", "-c", "echo x >"+stateMount+"/_data/probe")
+	_, err = b.Exec(ctx, "sh", "-c", "echo x >"+StateMount+"/_data/probe")
 	ok(err)
 	ok(b.Kill(ctx))
 	if running, err := b.Running(ctx); err != nil || running {
 		t.Errorf("killed and running: %t, %v", running, err)
 	}
 	ok(b.Start(ctx))
-	if got, err := b.Exec(ctx, "cat", stateMount+"/_data/probe"); err != nil || got != "x\n" {
+	if got, err := b.Exec(ctx, "cat", StateMount+"/_data/probe"); err != nil || got != "x\n" {
 		t.Errorf("the disk did not outlive the power: %q, %v", got, err)
 	}
 	ok(b.Stop(ctx))
@@ -551,7 +551,7 @@ func TestThreeEnginesInOneSwarm(t *testing.T) {
 		if err := errors.Join(n.FillDisk(t.Context()), n.FreeDisk(t.Context())); err != nil {
 			t.Error(err)
 		}
-		if _, err := n.Exec(t.Context(), "test", "-s", stateMount+"/_data/journal.db"); err != nil {
+		if _, err := n.Exec(t.Context(), "test", "-s", StateMount+"/_data/journal.db"); err != nil {
 			t.Errorf("the agent's journal is not on the disk that can be filled: %v", err)
 		}
 	}

@@ -31,12 +31,25 @@ const (
 	engineBridge = "198.19.0.1/24"
 	enginePool   = "base=198.19.64.0/18,size=24"
 	swarmPool    = "198.19.128.0/17"
+	// engineEnded is what the start script says when an engine did not stay.
+	engineEnded = "node: the engine ended"
 	// logSize bounds what is kept of a host's output.
 	logSize = "20m"
 )
 
 //go:embed node-start.sh
 var nodeStart []byte
+
+// ErrMachine is in the errors of Up that say that this machine cannot have a rig: no node image can be made, it runs no container in a container, or no engine in
+// it. Whatever else fails is a fault of the rig or of what runs on it.
+var ErrMachine = errors.New("this machine cannot have a rig")
+
+func machine(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrMachine, err)
+}
 
 // Requirements says what this machine lacks for a rig; nil means nothing.
 func Requirements(ctx context.Context) error {
@@ -134,13 +147,13 @@ func (r *Rig) startNodes(ctx context.Context, cfg Config) error {
 	for i, n := range cfg.Nodes {
 		if n.Image != "" {
 			if err := r.pullNodeImage(ctx, n.Image); err != nil {
-				return err
+				return machine(err)
 			}
 			continue
 		}
 		image, err := r.ensureNodeImage(ctx, n.Release)
 		if err != nil {
-			return err
+			return machine(err)
 		}
 		cfg.Nodes[i].Image = image
 	}
@@ -155,11 +168,14 @@ func (r *Rig) startNodes(ctx context.Context, cfg Config) error {
 	}
 	for i, n := range cfg.Nodes {
 		if err := r.startNode(ctx, cfg, n, i, host(prefix, firstNode+i)); err != nil {
-			return err
+			return machine(err)
 		}
 	}
 	for _, n := range r.nodes {
 		if err := n.waitEngine(ctx); err != nil {
+			if logs, _ := n.Logs(ctx, engineLines); strings.Contains(logs, engineEnded) {
+				return machine(fmt.Errorf("%w: %s", err, tail(logs)))
+			}
 			return err
 		}
 	}
@@ -237,7 +253,7 @@ func (r *Rig) startNode(ctx context.Context, cfg Config, n NodeConfig, order int
 		Entrypoint: []string{"/bin/sh", "/node-start"},
 		Cmd:        []string{},
 		Env: []string{
-			"STATE_DISK=" + r.object(n.Name) + ".img", "STATE_MIB=" + strconv.Itoa(cfg.StateMiB), "STATE_VOLUME=" + stateMount,
+			"STATE_DISK=" + r.object(n.Name) + ".img", "STATE_MIB=" + strconv.Itoa(cfg.StateMiB), "STATE_VOLUME=" + StateMount,
 			"ENGINE_ARGS=--bip " + engineBridge + " --default-address-pool " + enginePool,
 		},
 		Labels:     map[string]string{labelRole: string(n.Role), labelOrder: strconv.Itoa(order)},

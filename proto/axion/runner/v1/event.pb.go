@@ -1032,6 +1032,108 @@ func (x *MessageRejected) GetOffset() int64 {
 	return 0
 }
 
+// GenerationsWentBack is an event of the plane's own, with the stack as its subject: all managers of the cluster that tell anything now tell an older state of
+// the stack than they did before, as they do when the Swarm was restored from a backup. It is told once for each time that it happens.
+type GenerationsWentBack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stack name.
+	Stack string `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
+	// The newest generation that was told before.
+	FromGeneration uint64 `protobuf:"varint,2,opt,name=from_generation,json=fromGeneration,proto3" json:"from_generation,omitempty"`
+	// The newest epoch of it.
+	FromEpoch uint64 `protobuf:"varint,3,opt,name=from_epoch,json=fromEpoch,proto3" json:"from_epoch,omitempty"`
+	// The generation that is told now; 0 if the Swarm knows the stack no longer.
+	ToGeneration uint64 `protobuf:"varint,4,opt,name=to_generation,json=toGeneration,proto3" json:"to_generation,omitempty"`
+	// The epoch that is told now.
+	ToEpoch uint64 `protobuf:"varint,5,opt,name=to_epoch,json=toEpoch,proto3" json:"to_epoch,omitempty"`
+	// The commands by which the plane offers again what had succeeded last, in their order: a StackDeploy or StackRemove, then a ServiceScale for each service that was
+	// scaled since. Their causation and correlation ids are this event's id.
+	OfferedCommandIds []string `protobuf:"bytes,6,rep,name=offered_command_ids,json=offeredCommandIds,proto3" json:"offered_command_ids,omitempty"`
+	// Why nothing is offered again, if so.
+	NotOffered    *Failure `protobuf:"bytes,7,opt,name=not_offered,json=notOffered,proto3" json:"not_offered,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerationsWentBack) Reset() {
+	*x = GenerationsWentBack{}
+	mi := &file_axion_runner_v1_event_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerationsWentBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerationsWentBack) ProtoMessage() {}
+
+func (x *GenerationsWentBack) ProtoReflect() protoreflect.Message {
+	mi := &file_axion_runner_v1_event_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerationsWentBack.ProtoReflect.Descriptor instead.
+func (*GenerationsWentBack) Descriptor() ([]byte, []int) {
+	return file_axion_runner_v1_event_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GenerationsWentBack) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+func (x *GenerationsWentBack) GetFromGeneration() uint64 {
+	if x != nil {
+		return x.FromGeneration
+	}
+	return 0
+}
+
+func (x *GenerationsWentBack) GetFromEpoch() uint64 {
+	if x != nil {
+		return x.FromEpoch
+	}
+	return 0
+}
+
+func (x *GenerationsWentBack) GetToGeneration() uint64 {
+	if x != nil {
+		return x.ToGeneration
+	}
+	return 0
+}
+
+func (x *GenerationsWentBack) GetToEpoch() uint64 {
+	if x != nil {
+		return x.ToEpoch
+	}
+	return 0
+}
+
+func (x *GenerationsWentBack) GetOfferedCommandIds() []string {
+	if x != nil {
+		return x.OfferedCommandIds
+	}
+	return nil
+}
+
+func (x *GenerationsWentBack) GetNotOffered() *Failure {
+	if x != nil {
+		return x.NotOffered
+	}
+	return nil
+}
+
 var File_axion_runner_v1_event_proto protoreflect.FileDescriptor
 
 const file_axion_runner_v1_event_proto_rawDesc = "" +
@@ -1090,7 +1192,17 @@ const file_axion_runner_v1_event_proto_rawDesc = "" +
 	"\afailure\x18\x01 \x01(\v2\x18.axion.runner.v1.FailureR\afailure\x12\x14\n" +
 	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x03 \x01(\x05R\tpartition\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x03R\x06offset*\x8b\x01\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\"\x9e\x02\n" +
+	"\x13GenerationsWentBack\x12\x14\n" +
+	"\x05stack\x18\x01 \x01(\tR\x05stack\x12'\n" +
+	"\x0ffrom_generation\x18\x02 \x01(\x04R\x0efromGeneration\x12\x1d\n" +
+	"\n" +
+	"from_epoch\x18\x03 \x01(\x04R\tfromEpoch\x12#\n" +
+	"\rto_generation\x18\x04 \x01(\x04R\ftoGeneration\x12\x19\n" +
+	"\bto_epoch\x18\x05 \x01(\x04R\atoEpoch\x12.\n" +
+	"\x13offered_command_ids\x18\x06 \x03(\tR\x11offeredCommandIds\x129\n" +
+	"\vnot_offered\x18\a \x01(\v2\x18.axion.runner.v1.FailureR\n" +
+	"notOffered*\x8b\x01\n" +
 	"\n" +
 	"ObjectKind\x12\x1b\n" +
 	"\x17OBJECT_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1140,7 +1252,7 @@ func file_axion_runner_v1_event_proto_rawDescGZIP() []byte {
 }
 
 var file_axion_runner_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_axion_runner_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_axion_runner_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_axion_runner_v1_event_proto_goTypes = []any{
 	(ObjectKind)(0),               // 0: axion.runner.v1.ObjectKind
 	(ObjectAction)(0),             // 1: axion.runner.v1.ObjectAction
@@ -1155,8 +1267,9 @@ var file_axion_runner_v1_event_proto_goTypes = []any{
 	(*TaskError)(nil),             // 10: axion.runner.v1.TaskError
 	(*CommandOutcome)(nil),        // 11: axion.runner.v1.CommandOutcome
 	(*MessageRejected)(nil),       // 12: axion.runner.v1.MessageRejected
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*Failure)(nil),               // 14: axion.runner.v1.Failure
+	(*GenerationsWentBack)(nil),   // 13: axion.runner.v1.GenerationsWentBack
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Failure)(nil),               // 15: axion.runner.v1.Failure
 }
 var file_axion_runner_v1_event_proto_depIdxs = []int32{
 	7,  // 0: axion.runner.v1.CommandProgress.object:type_name -> axion.runner.v1.ObjectChange
@@ -1167,19 +1280,20 @@ var file_axion_runner_v1_event_proto_depIdxs = []int32{
 	2,  // 5: axion.runner.v1.Notice.level:type_name -> axion.runner.v1.NoticeLevel
 	3,  // 6: axion.runner.v1.ServiceProgress.state:type_name -> axion.runner.v1.ServiceState
 	10, // 7: axion.runner.v1.ServiceProgress.errors:type_name -> axion.runner.v1.TaskError
-	13, // 8: axion.runner.v1.TaskError.at:type_name -> google.protobuf.Timestamp
+	14, // 8: axion.runner.v1.TaskError.at:type_name -> google.protobuf.Timestamp
 	4,  // 9: axion.runner.v1.CommandOutcome.status:type_name -> axion.runner.v1.OutcomeStatus
-	14, // 10: axion.runner.v1.CommandOutcome.failure:type_name -> axion.runner.v1.Failure
+	15, // 10: axion.runner.v1.CommandOutcome.failure:type_name -> axion.runner.v1.Failure
 	9,  // 11: axion.runner.v1.CommandOutcome.services:type_name -> axion.runner.v1.ServiceProgress
 	7,  // 12: axion.runner.v1.CommandOutcome.changes:type_name -> axion.runner.v1.ObjectChange
-	13, // 13: axion.runner.v1.CommandOutcome.started_at:type_name -> google.protobuf.Timestamp
-	13, // 14: axion.runner.v1.CommandOutcome.ended_at:type_name -> google.protobuf.Timestamp
-	14, // 15: axion.runner.v1.MessageRejected.failure:type_name -> axion.runner.v1.Failure
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	14, // 13: axion.runner.v1.CommandOutcome.started_at:type_name -> google.protobuf.Timestamp
+	14, // 14: axion.runner.v1.CommandOutcome.ended_at:type_name -> google.protobuf.Timestamp
+	15, // 15: axion.runner.v1.MessageRejected.failure:type_name -> axion.runner.v1.Failure
+	15, // 16: axion.runner.v1.GenerationsWentBack.not_offered:type_name -> axion.runner.v1.Failure
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_axion_runner_v1_event_proto_init() }
@@ -1199,7 +1313,7 @@ func file_axion_runner_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_axion_runner_v1_event_proto_rawDesc), len(file_axion_runner_v1_event_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
