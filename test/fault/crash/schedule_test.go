@@ -60,7 +60,7 @@ func TestRandomSchedules(t *testing.T) {
 			c.schedule(seed+uint64(done), &total)
 		}
 		for _, m := range c.managers {
-			for step, n := range m.crashes {
+			for step, n := range m.allCrashes() {
 				total.kills += n
 				total.steps[step] += n
 			}
