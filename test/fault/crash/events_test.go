@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,13 +25,12 @@ type events struct {
 	mu       sync.Mutex
 	outcomes map[string][]outcome   // by command id, in the topic's order
 	received map[string][]time.Time // by command id: when agents took it, by their clocks
-	progress map[string][]*runnerv1.CommandProgress
 	bad      []string
 }
 
 // readEvents reads the topic until the test ends.
 func (w *world) readEvents() *events {
-	e := &events{outcomes: map[string][]outcome{}, received: map[string][]time.Time{}, progress: map[string][]*runnerv1.CommandProgress{}}
+	e := &events{outcomes: map[string][]outcome{}, received: map[string][]time.Time{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -73,8 +71,6 @@ func (e *events) take(r *kgo.Record) {
 		e.outcomes[ev.CausationID] = append(e.outcomes[ev.CausationID], outcome{ev.ID, ev.Source, m, time.Now()})
 	case *runnerv1.CommandReceived:
 		e.received[ev.CausationID] = append(e.received[ev.CausationID], ev.Time)
-	case *runnerv1.CommandProgress:
-		e.progress[ev.CausationID] = append(e.progress[ev.CausationID], m)
 	}
 }
 
@@ -90,19 +86,6 @@ func (e *events) takenAt(commandID string) []time.Time {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.received[commandID])
-}
-
-// notices returns the sentences that were told about a command.
-func (e *events) notices(commandID string) string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var all []string
-	for _, p := range e.progress[commandID] {
-		if n := p.GetNotice(); n != nil {
-			all = append(all, n.GetText())
-		}
-	}
-	return strings.Join(all, "\n")
 }
 
 // await waits until a command has an outcome and returns the first.

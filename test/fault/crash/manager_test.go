@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,11 +163,11 @@ func (m *manager) now() state {
 
 func (m *manager) member() bool { return m.now().memberID != "" }
 
-// crashesAt is how often the agent has crashed at a step.
-func (m *manager) crashesAt(step string) int {
+// allCrashes is how often the agent has crashed at each step.
+func (m *manager) allCrashes() map[string]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.crashes[step]
+	return maps.Clone(m.crashes)
 }
 
 // process returns the newest process and the channel that is closed when it is gone; nil if none was started.

@@ -60,7 +60,7 @@ func TestRandomSchedules(t *testing.T) {
 			c.schedule(seed+uint64(done), &total)
 		}
 		for _, m := range c.managers {
-			for step, n := range m.crashes {
+			for step, n := range m.allCrashes() {
 				total.kills += n
 				total.steps[step] += n
 			}
@@ -123,17 +123,17 @@ func (c *cluster) plan(r *rand.Rand, number int, s *stacks.Stack) ([]planned, re
 	at := rest{marks: map[string]string{}}
 	for _, g := range generations {
 		p := planned{id: uuid.NewString(), stack: number, generation: g, status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED}
-		marks, replicas := at.marks, at.replicas
+		marks, replicas := at.marks, uint64(0)
 		switch kind := r.IntN(6); {
 		case kind == 0 && len(at.marks) > 0:
-			marks, replicas = map[string]string{}, 0
+			marks = map[string]string{}
 			p.message = &runnerv1.StackRemove{Stack: s.Name, Generation: g}
 		case kind == 1 && len(at.marks) > 0:
 			replicas = at.replicas + 1
 			p.message = &runnerv1.ServiceScale{Service: s.Service("a"), Replicas: replicas, Generation: g, Timeout: durationpb.New(time.Second)}
 			p.status = runnerv1.OutcomeStatus_OUTCOME_STATUS_TIMED_OUT
 		default:
-			marks, replicas = map[string]string{"a": strconv.FormatUint(g, 10)}, 0
+			marks = map[string]string{"a": strconv.FormatUint(g, 10)}
 			for _, name := range []string{"b", "c"} {
 				if r.IntN(2) == 0 {
 					marks[name] = strconv.Itoa(r.IntN(2)) // often the same as before
@@ -228,7 +228,6 @@ func (c *cluster) schedule(seed uint64, total *counts) {
 	total.schedules++
 	total.commands += len(commands)
 	total.messages += len(order)
-
 }
 
 // produce writes a command into the cluster's topic, as it was written before if it was.

@@ -53,7 +53,8 @@ func sequence() []stage {
 			with("written"),
 		},
 		{
-			"remove", func(s *stacks.Stack) proto.Message { return &runnerv1.StackRemove{Stack: s.Name} }, map[string]string{},
+			"remove", func(s *stacks.Stack) proto.Message { return &runnerv1.StackRemove{Stack: s.Name} },
+			map[string]string{},
 			with("writing:2", crashpoint.Tombstoned, "tombstoned:2", "tombstoned:3"),
 		},
 	}

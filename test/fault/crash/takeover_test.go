@@ -148,6 +148,35 @@ func TestLongDeploymentAndQueue(t *testing.T) {
 	})
 }
 
+// TestCancelledStays kills the owner of a deployment as soon as its cancellation is acknowledged.
+func TestCancelledStays(t *testing.T) {
+	on(t, func(t *testing.T, w *world) {
+		c := w.newCluster(t, 2)
+		s := stacks.New(t, c.prefix)
+		owner, _ := c.owner()
+		id, _ := c.submit(endless(s, "1", 10*time.Minute))
+		c.taken(id, 1)
+		c.applied(s, "1")
+		if _, err := c.operator.CancelCommand(t.Context(), &planev1.CancelCommandRequest{CommandId: id}); err != nil {
+			t.Fatal(err)
+		}
+		owner.kill()
+		owner.evict()
+		o := c.await(id)
+		if o.message.GetStatus() != runnerv1.OutcomeStatus_OUTCOME_STATUS_CANCELLED {
+			t.Errorf("the cancelled deployment ended as %v", o.message)
+		}
+		owner.start("")
+		eventually(t, "the killed manager's return", owner.member)
+		next, generation := c.submit(s.Deploy(0, stacks.Marked(map[string]string{"a": "2"})))
+		c.succeeds(next)
+		c.atRest(s, next, generation, map[string]string{"a": "2"})
+		told := c.oneOutcome(id)
+		c.onceEach(s)
+		fault.Report(t, "cancel, then the owner killed", "stays cancelled", fmt.Sprintf("%s, told %d times, first by %s", o.message.GetStatus(), told, o.source))
+	})
+}
+
 // TestOperatorRetries: an operator whose request timed out sends it again with its idempotency key.
 func TestOperatorRetries(t *testing.T) {
 	on(t, func(t *testing.T, w *world) {
