@@ -66,9 +66,11 @@ type timing struct {
 
 func defaultTiming() timing {
 	t := timing{
-		session:     10 * time.Second, // how long a dead member keeps its partition
-		heartbeat:   time.Second,      // how soon a rebalance is noticed
-		rebalance:   10 * time.Second,
+		session:   10 * time.Second, // how long a dead member keeps its partition
+		heartbeat: time.Second,      // how soon a rebalance is noticed
+		// How long a rebalance waits for members that are dead, and how long the leader may take. It is less than the session: the broker that is embedded in the
+		// reference plane lets the sessions of those who wait end meanwhile, and then begins to wait anew.
+		rebalance:   5 * time.Second,
 		joinBackoff: time.Second,
 		watch:       30 * time.Second,
 		maxWait:     2 * time.Second,  // also the deadline of the connection: four times the round trip or more

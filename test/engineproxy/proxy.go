@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -52,6 +53,10 @@ type Write struct {
 	Status int
 	// At is when the engine answered.
 	At time.Time
+}
+
+func (w Write) String() string {
+	return fmt.Sprintf("%s %s?%s: %d", w.Method, w.Path, w.Query.Encode(), w.Status)
 }
 
 // Accepted says whether the engine did what the request asks for.

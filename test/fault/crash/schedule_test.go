@@ -27,7 +27,7 @@ const (
 	// seedVariable names the environment variable with the seed of the first schedule; each further one has the next number.
 	seedVariable = "AXION_FAULT_SEED"
 	// shortSchedules is how long the short form goes on beginning schedules.
-	shortSchedules = 45 * time.Second
+	shortSchedules = 40 * time.Second
 	// longSchedules and longTime bound the long form.
 	longSchedules = 1000
 	longTime      = 90 * time.Minute
@@ -139,12 +139,7 @@ func (c *cluster) plan(r *rand.Rand, number int, s *stacks.Stack) ([]planned, re
 					marks[name] = strconv.Itoa(r.IntN(2)) // often the same as before
 				}
 			}
-			services := stacks.Marked(marks)
-			for name, service := range services {
-				service.Deploy = never // tasks take seconds to start and to end, and add nothing here: a scaling ends with its timeout
-				services[name] = service
-			}
-			p.message = s.Deploy(g, services)
+			p.message = s.Deploy(g, unplaced(marks))
 		}
 		if g < at.generation {
 			p.status = runnerv1.OutcomeStatus_OUTCOME_STATUS_SUPERSEDED

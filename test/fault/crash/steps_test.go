@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/axion/runner-agent/internal/crashpoint"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
@@ -22,6 +23,7 @@ type stage struct {
 	name    string
 	command func(s *stacks.Stack) proto.Message
 	marks   map[string]string // what the Swarm holds then
+	status  runnerv1.OutcomeStatus
 	// steps are those that a crash can be armed for in this stage, "NAME:n" for the nth time.
 	steps []string
 }
@@ -32,6 +34,18 @@ var common = []string{
 	crashpoint.Decided, crashpoint.Recorded, crashpoint.Published, crashpoint.Settled, crashpoint.Writing,
 }
 
+const succeeded = runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED
+
+// unplaced are services whose tasks can run nowhere: containers take seconds to start and to end, and add nothing here. A scaling ends with its timeout.
+func unplaced(marks map[string]string) map[string]stacks.Service {
+	services := stacks.Marked(marks)
+	for name, service := range services {
+		service.Deploy = never
+		services[name] = service
+	}
+	return services
+}
+
 // sequence deploys, updates (one service changed, one made, one pruned, one left alone), scales and removes a stack.
 func sequence() []stage {
 	one := map[string]string{"a": "1", "b": "1", "same": "x"}
@@ -39,22 +53,22 @@ func sequence() []stage {
 	with := func(more ...string) []string { return append(slices.Clone(common), more...) }
 	return []stage{
 		{
-			"deploy", func(s *stacks.Stack) proto.Message { return s.Deploy(0, stacks.Marked(one)) }, one,
+			"deploy", func(s *stacks.Stack) proto.Message { return s.Deploy(0, unplaced(one)) }, one, succeeded,
 			with("writing:2", "writing:3", "writing:4", "written", "written:2", "written:3"),
 		},
 		{
-			"update", func(s *stacks.Stack) proto.Message { return s.Deploy(0, stacks.Marked(two)) }, two,
+			"update", func(s *stacks.Stack) proto.Message { return s.Deploy(0, unplaced(two)) }, two, succeeded,
 			with("writing:2", "writing:3", "written", "written:2", crashpoint.Tombstoned),
 		},
 		{
 			"scale", func(s *stacks.Stack) proto.Message {
-				return &runnerv1.ServiceScale{Service: s.Service("a"), Replicas: 1}
-			}, two,
+				return &runnerv1.ServiceScale{Service: s.Service("a"), Replicas: 1, Timeout: durationpb.New(time.Second)}
+			}, two, runnerv1.OutcomeStatus_OUTCOME_STATUS_TIMED_OUT,
 			with("written"),
 		},
 		{
 			"remove", func(s *stacks.Stack) proto.Message { return &runnerv1.StackRemove{Stack: s.Name} },
-			map[string]string{},
+			map[string]string{}, succeeded,
 			with("writing:2", crashpoint.Tombstoned, "tombstoned:2", "tombstoned:3"),
 		},
 	}
@@ -175,7 +189,7 @@ func (r *stepRun) round(plan round) {
 				r.sweep(s, step)
 			}
 		}
-		if i < 2 || plan.stages[i] != "" { // a scaling takes seconds, because its task must run
+		if i < 2 || plan.stages[i] != "" { // the first two are what the others work on
 			r.stage(s, stage, plan.stages[i])
 		}
 	}
@@ -190,14 +204,16 @@ func (r *stepRun) stage(s *stacks.Stack, stage stage, step string) {
 	victim := r.arm(step)
 	id, generation := r.submit(stage.command(s))
 	recovery := r.killed(victim, step, s.Name+" "+stage.name)
-	r.succeeds(id)
+	if o := r.await(id); o.message.GetStatus() != stage.status {
+		r.t.Errorf("%s at %q: %v", stage.name, step, o.message)
+	}
 	took := recovery()
 	r.atRest(s, id, generation, stage.marks)
 	told := r.oneOutcome(id)
 	r.tally.add(func() {
 		r.tally.commands++
 		r.tally.told += told
-		if stage.name == "deploy" || stage.name == "update" { // the others wait for tasks
+		if stage.name == "deploy" || stage.name == "update" { // the others wait
 			r.tally.slowest = max(r.tally.slowest, took)
 		}
 	})
@@ -231,8 +247,12 @@ func (r *stepRun) arm(step string) *manager {
 	victim.kill()
 	victim.start(step)
 	eventually(r.t, "the armed manager to be given the cluster's topic", func() bool {
-		if !victim.alive() { // it was killed a moment before with an outcome in its outbox
+		if !victim.alive() { // it was killed at once: it had an outcome in its outbox, which it now gets rid of in good order
 			r.tally.add(func() { r.tally.kills++ })
+			victim.start("")
+			eventually(r.t, "the manager's membership", victim.member)
+			victim.term()
+			victim.gone(endsWithin)
 			victim.start(step)
 		}
 		for _, m := range r.managers {

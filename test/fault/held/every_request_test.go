@@ -55,13 +55,13 @@ func marksOf(services map[string]stacks.Service) map[string]string {
 func TestHeldAtEveryRequest(t *testing.T) {
 	t.Parallel()
 	for _, sc := range []scene{
-		{"deploy", nil, marked("a", "2", "b", "2"), marked("a", "3"), 3, runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED},
-		{"prune", marked("a", "1", "b", "1", "c", "1"), marked("a", "2", "c", "1"), marked("b", "3", "c", "1"), 3, runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED},
+		{"deploy", nil, marked("a", "2", "b", "2"), marked("a", "3"), 4, runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED},
+		{"prune", marked("a", "1", "b", "1", "c", "1"), marked("a", "2", "c", "1"), marked("b", "3", "c", "1"), 4, runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED},
 		{
 			"rollback by swarm",
 			map[string]stacks.Service{"a": healthy},
 			map[string]stacks.Service{"a": failing},
-			marked("a", "3"), 40,
+			marked("a", "3"), 80,
 			runnerv1.OutcomeStatus_OUTCOME_STATUS_ROLLED_BACK,
 		},
 	} {

@@ -267,7 +267,7 @@ func TestAnswersLost(t *testing.T) {
 	writes := len(probe.proxy.Writes())
 	step := 1
 	if !fault.Long() {
-		step = 3
+		step = 4
 	}
 	var lost, told atomic.Int64
 	t.Run("lost", func(t *testing.T) {
