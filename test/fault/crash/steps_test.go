@@ -68,7 +68,8 @@ func sequence() []stage {
 		},
 		{
 			"remove", func(s *stacks.Stack) proto.Message { return &runnerv1.StackRemove{Stack: s.Name} },
-			map[string]string{}, succeeded,
+			map[string]string{},
+			succeeded,
 			with("writing:2", crashpoint.Tombstoned, "tombstoned:2", "tombstoned:3"),
 		},
 	}
