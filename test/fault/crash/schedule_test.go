@@ -30,7 +30,7 @@ const (
 	shortSchedules = 40 * time.Second
 	// longSchedules and longTime bound the long form.
 	longSchedules = 1000
-	longTime      = 90 * time.Minute
+	longTime      = 3 * time.Hour
 	// farthestStep bounds at which step, of any name, an agent is killed: a schedule has about so many.
 	farthestStep = 70
 	// killings is how often each manager is killed in a schedule at most, by a crash point.

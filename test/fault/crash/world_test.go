@@ -3,10 +3,12 @@ package crash
 import (
 	"context"
 	"crypto/tls"
+	"flag"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -36,22 +38,31 @@ const (
 	planePrincipal = "User:CN=plane,O=axion"
 )
 
+// programDir is where the agent's program is, once it was needed.
+var programDir string
+
 // agentProgram is the agent with crash points, built once.
-var agentProgram = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "axt-crash-")
-	if err != nil {
+var agentProgram = sync.OnceValues(func() (path string, err error) {
+	if programDir, err = os.MkdirTemp("", "axt-crash-"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "axion-agent")
+	path = filepath.Join(programDir, "axion-agent")
 	build := exec.Command("go", "build", "-tags", "nomsgpack crashpoints", "-o", path, "github.com/axion/runner-agent/cmd/axion-agent")
 	build.Stderr = os.Stderr
 	return path, build.Run()
 })
 
+// atOnce is how many tests run at once: they wait for agents more than they work.
+const atOnce = 4
+
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(atOnce)); err != nil {
+		panic(err)
+	}
 	code := m.Run()
-	if path, err := agentProgram(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	if programDir != "" {
+		_ = os.RemoveAll(programDir)
 	}
 	os.Exit(code)
 }
