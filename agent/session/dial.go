@@ -9,12 +9,13 @@ import (
 
 const (
 	// silence is how long the plane's host may acknowledge nothing, neither data nor probes, until the connection counts as dead. It is what finds a plane that
-	// lost its power or a firewall that forgot the connection, some seconds before an unanswered heartbeat does. The kernel keeps this time.
-	silence = 6 * time.Second
+	// lost its power or a firewall that forgot the connection, some seconds before an unanswered heartbeat does. The kernel keeps this time, for probes and anew for
+	// data that is sent after them: twice this is the most. Lost packets are sent again four times in it.
+	silence = 4 * time.Second
 	// probeAfter is how long a connection is idle before the kernel asks whether the other end is there, and between two such probes.
 	probeAfter = 2 * time.Second
 	// probes is how many stay without an answer before the connection is dead, where the kernel does not know silence.
-	probes = int(silence/probeAfter) - 1
+	probes = 2
 )
 
 // dialer makes a session's connection and remembers whether it came to be.

@@ -54,6 +54,9 @@ func (w *world) anywhere() string {
 	return fmt.Sprintf("version: '3.9'\nservices:\n  web:\n    image: %s\n    deploy: {replicas: 1, endpoint_mode: dnsrr}\n", w.image)
 }
 
+// headsTold is within what the plane hears, with heartbeats, of the generation of every stack.
+const headsTold = 40 * time.Second
+
 // wentBack is what the plane logs as an error when the generations of a stack have gone back.
 const wentBack = "a stack's generations went back"
 
@@ -93,6 +96,9 @@ func TestSwarmIsRestoredFromABackup(t *testing.T) {
 	deploy().succeeds(t, deployTimeout, "a", "b")
 	lost := w.deploy(t, alone, w.small(1), deployTimeout)
 	lost.succeeds(t, deployTimeout, "a", "b")
+	told := time.NewTimer(headsTold) // what was deployed a moment before the Swarm went back, the plane cannot miss
+	defer told.Stop()
+	<-told.C
 	waiting := deploy() // may be anywhere when the Swarm goes back
 	restored := time.Now()
 	offline("rm -rf " + swarmState + " && mv " + swarmBackup + " " + swarmState)
