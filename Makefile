@@ -41,6 +41,14 @@ test: ## Install what the tests need; run unit, integration and end-to-end tests
 test-images: ## Bake the images for amd64 and arm64 with real buildx, BuildKit and Compose
 	@test/images/run
 
+.PHONY: fault
+fault: ## Break things on purpose, in a short form, and print what held (docs/faults.md)
+	@test/fault/run
+
+.PHONY: fault-long
+fault-long: ## The whole of the fault tests; takes hours
+	@AXION_FAULT=long test/fault/run
+
 .PHONY: rig-up
 rig-up: ## A real Swarm of four nodes on this machine, with plane and agents, to be broken (docs/rig.md)
 	@mkdir -p dist && go build -tags $(GO_TAGS) -o dist/rig ./test/rig/cmd/rig && dist/rig up $(RIG)
@@ -57,7 +65,7 @@ lint: ## Formatting, vet, staticcheck, contract lint, stale generated files, she
 	$(TOOL) staticcheck -tags $(GO_TAGS) ./...
 	$(TOOL) buf lint
 	@$(MAKE) --no-print-directory proto-breaking check-generated
-	@for f in deploy/up deploy/down deploy/build-image deploy/lib.sh deploy/compose-up test/run test/images/run .ci/run; do bash -n $$f; done
+	@for f in deploy/up deploy/down deploy/build-image deploy/lib.sh deploy/compose-up test/run test/fault/run test/images/run .ci/run; do bash -n $$f; done
 	@sh -n deploy/build-rootfs
 
 .PHONY: vulncheck

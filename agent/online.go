@@ -204,9 +204,12 @@ func (o *online) tellMembership() {
 // sign signs an event with the key of the certificate that the agent has now.
 func (a *Agent) sign(e *envelope.Envelope) error { return e.Sign(a.identity.Signer()) }
 
-// runCommands waits for the end; then the commands that run have been interrupted by their consumers' contexts, and are waited for.
+// runCommands watches for commands that hang, which ends the process, and waits for the end; then the commands that run have been interrupted by their consumers'
+// contexts, and are waited for.
 func (o *online) runCommands(ctx context.Context) error {
-	<-ctx.Done()
+	if err := o.commands.Watch(ctx); err != nil {
+		return err
+	}
 	o.commands.Wait()
 	return nil
 }

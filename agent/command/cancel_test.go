@@ -105,7 +105,8 @@ func TestCancelledThenKilled(t *testing.T) {
 // TestCancelComesBeforeTheDecision: the work has succeeded, but the cancellation was in the head before its outcome.
 func TestCancelComesBeforeTheDecision(t *testing.T) {
 	owner, other := two(t)
-	owner.stacks.deploy = func(context.Context, stack.Deployment, func(stack.Event)) (stack.Result, error) {
+	owner.stacks.deploy = func(_ context.Context, _ stack.Deployment, observe func(stack.Event)) (stack.Result, error) {
+		observe(stack.ServiceProgress{Service: "shop_web", State: stack.ServiceConverged}) // all is written: the head is changed once more, by the decision
 		if err := other.runner.Cancel(t.Context(), "m1", "shop"); err != nil {
 			t.Error(err)
 		}

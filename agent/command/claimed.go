@@ -34,6 +34,8 @@ func (r *Runner) execute(ctx context.Context, c *command) (*runnerv1.CommandOutc
 			p.withoutQuorum()
 		}
 	}()
+	defer c.pulse.rest()
+	c.pulse.expect("read the command", r.deps.Now().Add(stepTime))
 	job, err := r.job(c)
 	if err != nil {
 		return outcomeOf(stack.Result{}, err), nil
@@ -78,6 +80,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // try takes the claim and runs the command under it, or returns the outcome that it has without one.
 func (r *Runner) try(ctx context.Context, c *command, job *job, p *progress) (*runnerv1.CommandOutcome, error) {
+	c.pulse.expect("claim the stack", r.deps.Now().Add(stepTime))
 	if withoutGeneration(c.payload) {
 		return r.tryOnce(ctx, c, job, p)
 	}
@@ -168,7 +171,7 @@ func (r *Runner) underClaim(ctx context.Context, c *command, job *job, claim Cla
 func (r *Runner) decide(ctx context.Context, c *command, claim Claim, with func(error) *runnerv1.CommandOutcome, err error) (*runnerv1.CommandOutcome, error) {
 	outcome := with(err)
 	var lost error
-	stalled := r.patiently(ctx, c.log, "decide the outcome in the stack's head", func() error {
+	stalled := r.patiently(ctx, c, "decide the outcome in the stack's head", func() error {
 		err := claim.Decide(ctx, statusWord(outcome.GetStatus()), detailOf(outcome))
 		if f := failure.Of(err); f != nil && f.Code == fence.CodeCancelled {
 			outcome = with(errCancelled)
@@ -189,6 +192,7 @@ func (r *Runner) decide(ctx context.Context, c *command, claim Claim, with func(
 // list and a write, the pass is repeated.
 func (r *Runner) run(c *command, job *job, claim Claim, p *progress) (stack.Result, error) {
 	left := claim.Left(job.timeout)
+	c.pulse.expect("do what it asks", r.deps.Now().Add(left))
 	if left < job.timeout {
 		c.log.Info("the command was begun before", "left", left.Round(time.Second), "of", job.timeout)
 	}

@@ -2,6 +2,7 @@ package command
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +16,11 @@ func TestProgressIsPaced(t *testing.T) {
 		const others, length = 300, time.Minute
 		var told []stack.Event
 		p := &pace{tell: func(e stack.Event) { told = append(told, e) }}
+		seen := func() []stack.Event { // what was told so far; the timer tells, too
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return slices.Clone(told)
+		}
 		begun := time.Now()
 		p.observe(stack.ObjectChange{Name: "first"})
 		for i := range others {
@@ -26,12 +32,12 @@ func TestProgressIsPaced(t *testing.T) {
 			p.observe(stack.ServiceProgress{Service: "flaps", Running: running})
 		}
 		most := progressBurst + int(length/progressEvery) + 1
-		if n := len(told); n > most || n < most-2 {
+		if n := len(seen()); n > most || n < most-2 {
 			t.Errorf("%d told in %v, want %d", n, length, most)
 		}
 		time.Sleep(time.Second) // what came last is told although nothing follows
 		last := map[string]uint64{}
-		for _, e := range told {
+		for _, e := range seen() {
 			if s, ok := e.(stack.ServiceProgress); ok {
 				last[s.Service] = s.Running
 			}
@@ -43,7 +49,7 @@ func TestProgressIsPaced(t *testing.T) {
 			p.observe(stack.Notice{Text: "a notice"})
 		}
 		p.observe(stack.ServiceProgress{Service: "flaps", Running: 0})
-		before := len(told)
+		before := len(seen())
 		p.end()
 		latest, ok := told[len(told)-1].(stack.ServiceProgress)
 		if n := len(told) - before; n == 0 || !ok || latest.Service != "flaps" || latest.Running != 0 {

@@ -22,14 +22,14 @@ func (r *Runner) reject(ctx context.Context, c *command, reason error) bool {
 		Class: f.Class.String(), Code: f.Code, Reason: f.Message,
 	}
 	dead := bus.Message{Topic: r.cfg.Kafka.GetDlqTopic(), Key: c.message.Key, Value: c.message.Value, Headers: notice.Headers(c.message.Headers)}
-	if r.patiently(ctx, c.log, "copy a message to the dead-letter topic", func() error { return r.deps.Producer.Produce(ctx, []bus.Message{dead}) }) != nil {
+	if r.patiently(ctx, c, "copy a message to the dead-letter topic", func() error { return r.deps.Producer.Produce(ctx, []bus.Message{dead}) }) != nil {
 		return false
 	}
 	r.tellRejected(c, f)
 	if c.envelope.ID == "" || len(c.envelope.ID) > envelope.MaxID {
 		return true
 	}
-	if r.patiently(ctx, c.log, "write the journal", func() error {
+	if r.patiently(ctx, c, "write the journal", func() error {
 		_, err := r.deps.Journal.Receive(c.envelope.ID, c.envelope.Type)
 		return err
 	}) != nil {

@@ -110,6 +110,7 @@ type Runner struct {
 
 	mu       sync.Mutex
 	inflight map[delivery]*command
+	alive    map[*command]bool // those as well whose place in inflight a later delivery has taken
 }
 
 // delivery names a piece of work. A command that is handed on comes back with the same id by the cluster's topic, maybe before handing it on has ended; that
@@ -128,7 +129,7 @@ func New(cfg Config, deps Deps) (*Runner, error) {
 	case cfg.MaxMessageBytes <= 0 || cfg.DefaultTimeout <= 0:
 		return nil, errors.New("command: the message limit and the default timeout must be positive")
 	}
-	return &Runner{cfg: cfg, deps: deps, queue: newQueue(cfg.MaxConcurrent), inflight: map[delivery]*command{}}, nil
+	return &Runner{cfg: cfg, deps: deps, queue: newQueue(cfg.MaxConcurrent), inflight: map[delivery]*command{}, alive: map[*command]bool{}}, nil
 }
 
 // command is one command on its way.
@@ -146,6 +147,7 @@ type command struct {
 	run     context.Context         // of the work itself: ends with the agent's, or when an operator cancels the command
 	cancel  context.CancelCauseFunc // ends run
 	running bool                    // guarded by Runner.mu
+	pulse   pulse
 }
 
 // ErrNoQuorum is the cause of a context given to Handle that ended because the Swarm's managers have no leader; commands that run then say so.
@@ -170,6 +172,7 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	c := &command{envelope: e, message: m, log: log, agent: ctx, done: make(chan struct{})}
 	c.group.Store(m.GroupGeneration)
 	c.run, c.cancel = context.WithCancelCause(ctx)
+	r.alive[c] = true
 	if err == nil {
 		r.inflight[key] = c
 		c.payload, err = e.Message()
@@ -180,10 +183,13 @@ func (r *Runner) Handle(ctx context.Context, m bus.Message) <-chan struct{} {
 	life := func() {
 		defer r.wg.Done()
 		defer c.cancel(nil)
-		if r.live(ctx, c, err) {
-			close(c.done)
-		}
+		labelled(ctx, e.ID, func() {
+			if r.live(ctx, c, err) {
+				close(c.done)
+			}
+		})
 		r.mu.Lock()
+		delete(r.alive, c)
 		if r.inflight[key] == c {
 			delete(r.inflight, key)
 		}
@@ -228,13 +234,13 @@ func (r *Runner) handOn(ctx context.Context, c *command) bool {
 	m := c.message
 	m.Topic, m.Partition, m.Offset = r.cfg.Kafka.GetClusterTopic(), 0, 0
 	c.log.Info("command handed on to the cluster's topic", "topic", m.Topic)
-	return r.patiently(ctx, c.log, "hand the command on", func() error { return r.deps.Producer.Produce(ctx, []bus.Message{m}) }) == nil
+	return r.patiently(ctx, c, "hand the command on", func() error { return r.deps.Producer.Produce(ctx, []bus.Message{m}) }) == nil
 }
 
 // process runs a command and decides its outcome.
 func (r *Runner) process(ctx context.Context, c *command) bool {
 	var record journal.Record
-	if r.patiently(ctx, c.log, "write the journal", func() (err error) {
+	if r.patiently(ctx, c, "write the journal", func() (err error) {
 		record, err = r.deps.Journal.Receive(c.envelope.ID, c.envelope.Type)
 		return err
 	}) != nil {
@@ -294,7 +300,7 @@ func (r *Runner) conclude(ctx context.Context, c *command, outcome *runnerv1.Com
 // settle records the outcome, or finds the one that was recorded before, and waits until Kafka has it. An operator's cancel that comes now is too late.
 func (r *Runner) settle(ctx context.Context, c *command, ev envelope.Envelope, generation uint64) bool {
 	var decided envelope.Envelope
-	if r.patiently(ctx, c.log, "write the outcome to the journal", func() (err error) {
+	if r.patiently(ctx, c, "write the outcome to the journal", func() (err error) {
 		decided, err = r.deps.Journal.Decide(c.envelope.ID, r.cfg.ClusterID, generation, ev)
 		return err
 	}) != nil {
@@ -340,10 +346,12 @@ const (
 	longestRetry = 5 * time.Second
 )
 
-// patiently repeats f until it succeeds or ctx ends.
-func (r *Runner) patiently(ctx context.Context, log *slog.Logger, what string, f func() error) error {
+// patiently repeats f until it succeeds or ctx ends. Each attempt is a step of the command.
+func (r *Runner) patiently(ctx context.Context, c *command, what string, f func() error) error {
 	const code = "commands_stalled"
+	defer c.pulse.rest()
 	for wait := firstRetry; ; wait = min(2*wait, longestRetry) {
+		c.pulse.expect(what, r.deps.Now().Add(stepTime))
 		err := f()
 		if err == nil {
 			r.deps.Warn.Clear(code)
@@ -352,7 +360,7 @@ func (r *Runner) patiently(ctx context.Context, log *slog.Logger, what string, f
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		log.Warn("cannot "+what+"; trying again", "error", err)
+		c.log.Warn("cannot "+what+"; trying again", "error", err)
 		r.deps.Warn.Set(code, runnerv1.HealthSeverity_HEALTH_SEVERITY_HIGH, "Commands are stalled", "cannot "+what+": "+err.Error()+"; nothing is lost, it is tried again")
 		select {
 		case <-time.After(rand.N(wait)):

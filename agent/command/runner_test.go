@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,9 +94,11 @@ type topic struct {
 	mu       sync.Mutex
 	down     bool
 	messages []bus.Message
+	asked    atomic.Int64 // how often
 }
 
 func (p *topic) Produce(_ context.Context, ms []bus.Message) error {
+	p.asked.Add(1)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.down {

@@ -71,11 +71,18 @@ func TestCancelledAtEveryStep(t *testing.T) {
 	}
 }
 
+// neverRenews stops the manager's clock: its claims are for ever fresh, and it learns what it learns by looking.
+func (m *manager) neverRenews() {
+	now := time.Now()
+	m.fence.deps.Now = func() time.Time { return now }
+}
+
 // TestKeepNoticesACancellation: the holder that only waits is told.
 func TestKeepNoticesACancellation(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	owner, other := r.manager("owner", 1, r.api), r.manager("other", 1, r.api)
+	owner.neverRenews()
 	c := owner.claim(r.command("c1", 1, services{"a": "1"}))
 	defer c.Release()
 	ctx, end := c.Context(t.Context())
@@ -95,6 +102,7 @@ func TestKeepNoticesALoss(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	owner, other := r.manager("owner", 1, r.api), r.manager("other", 2, r.api)
+	owner.neverRenews()
 	cmd := r.command("c1", 1, services{"a": "1"})
 	c := owner.claim(cmd)
 	defer c.Release()

@@ -378,6 +378,9 @@ func TestHeadIsForgotten(t *testing.T) {
 	if names, err := manifests(t.Context(), r.api, r.stack); err != nil || len(names) != 0 {
 		t.Errorf("manifests are still there: %v %v", names, err)
 	}
+	if _, err := m.fence.list(t.Context()); err != nil || len(m.fence.seen) != 0 {
+		t.Errorf("still remembered: %v %v", m.fence.seen, err)
+	}
 }
 
 // TestScale is a generation of its own: the other services are taken out of reach of what was sent before, unless the generation before had succeeded.

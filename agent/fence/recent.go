@@ -140,10 +140,10 @@ func (g *ring) taken(e *entry, s swarm.Service) bool {
 	})
 }
 
-// free takes away the numbers of commands that Swarm has undone: they are made again.
+// free takes away the numbers of commands that Swarm has undone: they are made again. A service that was read before such a command's write tells nothing of it.
 func (g *ring) free(s swarm.Service) {
 	for _, o := range g.entries {
-		if o.Service == s.ID && o.Written && o.Target > s.Spec.TaskTemplate.ForceUpdate {
+		if o.Service == s.ID && o.Written && s.Version.Index > o.Version && o.Target > s.Spec.TaskTemplate.ForceUpdate {
 			o.Target = 0
 		}
 	}

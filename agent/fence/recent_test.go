@@ -462,16 +462,19 @@ func TestRestartUndoneBySwarm(t *testing.T) {
 	r.wantRestarts(1)
 	r.until("the rollback", patience, func() bool {
 		u := r.service().UpdateStatus
-		return u != nil && strings.HasPrefix(string(u.State), "rollback_")
+		return u != nil && u.State == swarm.UpdateStateRollbackCompleted
 	})
 	r.wantRestarts(0)
+	undone := r.service().Version
 	cmd.GroupGeneration = 2
 	_, err = second.restart(t.Context(), cmd)
 	wantCode(t, err, "rolled_back")
 	held.Land(t)
-	r.wantRestarts(0)
 	if o := second.ended(cmd); o.Status != "rolled_back" {
 		t.Errorf("outcome is %+v", o)
+	}
+	if now := r.service().Version; now != undone {
+		t.Errorf("the service was at version %d and is at %d", undone.Index, now.Index)
 	}
 }
 
@@ -588,11 +591,38 @@ func TestLanded(t *testing.T) {
 		})
 	}
 	// A number that Swarm took back is made again, and is then nobody else's.
-	g := &ring{entries: []*entry{{Command: "r2", Service: "s", Target: 5, Written: true}, {Command: "r3", Service: "s", Target: 4, Written: true}}}
-	g.free(swarm.Service{ID: "s", Spec: before})
-	if g.entries[0].Target != 0 || g.entries[1].Target != 4 {
-		t.Errorf("numbers are %d and %d", g.entries[0].Target, g.entries[1].Target)
+	g := &ring{entries: []*entry{
+		{Command: "undone", Service: "s", Version: 9, Target: 5, Written: true},
+		{Command: "stands", Service: "s", Version: 8, Target: 4, Written: true},
+		{Command: "newer than the look", Service: "s", Version: 10, Target: 5, Written: true},
+		{Command: "not written", Service: "s", Version: 9, Target: 5},
+	}}
+	g.free(swarm.Service{ID: "s", Meta: swarm.Meta{Version: swarm.Version{Index: 10}}, Spec: before})
+	for i, want := range []uint64{0, 4, 5, 5} {
+		if e := g.entries[i]; e.Target != want {
+			t.Errorf("%s: number %d, want %d", e.Command, e.Target, want)
+		}
 	}
+}
+
+// TestRestartReadBeforeAnother: a command looks at the service before another's write, and plans after it. The other's number stays the other's.
+func TestRestartReadBeforeAnother(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manager("m", 1, r.api)
+	m.deploy("c1", 1, services{"web": "1"})
+	old := r.service()
+	m.ended(m.once("r1"))
+	c, _, err := m.fence.Recent().Claim(t.Context(), m.once("r2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err = c.Client(stale{r.api, old}).ServiceInspectWithRaw(t.Context(), r.web(), swarm.ServiceInspectOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.Release()
+	m.ended(m.once("r2"))
+	r.wantRestarts(2)
 }
 
 func FuzzParseRing(f *testing.F) {

@@ -211,7 +211,12 @@ func (f *Fence) list(ctx context.Context) ([]*stored, error) {
 		all, heads = append(all, s), append(heads, s.head)
 	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.heads = heads
-	f.mu.Unlock()
+	there := make(map[string]bool, len(heads))
+	for _, h := range heads {
+		there[h.Stack] = true
+	}
+	maps.DeleteFunc(f.seen, func(stack string, _ sighting) bool { return !there[stack] && (f.only == "" || stack == f.only) })
 	return all, nil
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // ownLabels are those labels of a service that the agents write and no deployment asks for. The last one is of a restart.
-var ownLabels = []string{LabelGeneration, LabelTombstone, "axion.restart"}
+var ownLabels = []string{LabelGeneration, LabelTombstone, LabelRestart}
 
 // unchanged says whether an update would leave a listed service as it is, and may therefore be left out. An untouched service is an unfenced one: a late write of an
 // older generation still fits its version. So it must be the generation before that wrote or left it so, and nothing of that may be under way: the head's PrevOK and Base

@@ -53,14 +53,15 @@ type checker struct {
 
 // Run searches all states that can be reached, breadth first. It refuses faults that could have more writes in flight at once than a state holds.
 func Run(q Search) (Result, error) {
-	if n := managers + int(q.Faults.Crashes) + len(q.Scenario.InFlight); n > maxInFlight {
+	// Each crash leaves one behind, and so does a cancellation; one of the two commands can be cancelled.
+	if n := managers + int(q.Faults.Crashes) + 1 + len(q.Scenario.InFlight); n > maxInFlight {
 		return Result{}, fmt.Errorf("%d crashes in scenario %s may leave %d writes in flight, and a state holds %d", q.Faults.Crashes, q.Scenario.Name, n, maxInFlight)
 	}
 	if q.Scenario.Ended == undecided {
 		q.Scenario.Ended = converged
 	}
 	c := checker{Search: q, seed: maphash.MakeSeed(), seen: map[fingerprint]uint32{}, first: map[Property]uint32{}}
-	c.world = newWorld(q.Rules, &c.Search.Scenario)
+	c.world = newWorld(q.Rules, &c.Search.Scenario, q.Faults)
 	c.start = q.Scenario.initial(q.Faults)
 	begun := time.Now()
 	c.explore()

@@ -32,10 +32,50 @@ func (w *world) claim(s *State, k uint8) {
 		step.Does, step.Note = "may not claim", "the claim is of a newer group generation"
 		w.emit(&n, step)
 	default:
+		if c, is := w.cancelledNow(&n, command); is {
+			w.decideAtOnce(&c, k, command, cancelled)
+			step.Does, step.Note = "ends without a write", outcomeNames[cancelled]
+			w.cas(&c, k, step)
+			step.Note = ""
+		}
+		if s.isCancelled(command) {
+			return
+		}
+		if command > s.Head.Position && w.mayStop(command) { // by the clock of this manager
+			w.expire(*s, k, command)
+		}
 		w.takeClaim(&n, k, command)
 		step.Does = "claims"
 		w.cas(&n, k, step)
 	}
+}
+
+// expire: nobody has begun the command, and its deadline has passed, or it was cancelled.
+func (w *world) expire(n State, k uint8, command Position) {
+	me := &n.Managers[k]
+	me.Command = command
+	step := Step{Who: actor(k), Position: command, Of: true, Does: "ends without a write", Note: outcomeNames[expired]}
+	if w.rules.ExpiredInHead {
+		w.decideAtOnce(&n, k, command, expired)
+		w.cas(&n, k, step)
+		return
+	}
+	me.Stage, me.Ended, me.Holds = publish, expired, false
+	w.emit(&n, step)
+}
+
+// decideAtOnce claims a command and gives it its outcome in the same change. If nobody has begun it the stack is what it was before.
+func (w *world) decideAtOnce(n *State, k uint8, command Position, o Outcome) {
+	head, me := &n.Head, &n.Managers[k]
+	if command > head.Position {
+		head.Trusted = head.Trusted && head.Phase == decided || w.rules.UnbegunIsRest
+		head.Position = command
+	}
+	head.Phase, head.Group, head.PrevOK = decided, me.Group, false
+	head.Outcome[command] = o
+	head.Cancelled &^= 1 << command
+	n.holds(k)
+	me.Stage, me.Ended, me.Holds = publish, o, false
 }
 
 // takeClaim puts a command and its owner into the head. The first claim of a position looks at what it follows, a take-over keeps that.

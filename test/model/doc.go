@@ -9,7 +9,8 @@
 //	state.go       what there is: services, head, writes in flight, managers, the consumer group
 //	variant.go     the protocol's rules, each with a switch that takes it out, and the search that shows what breaks then
 //	claim.go       a command is taken: the head's compare-and-swap, take-over, superseded
-//	pass.go        list, renew, write; which services may be left alone; tombstones; cancel
+//	pass.go        list, renew, write; which services may be left alone; tombstones
+//	stop.go        a command is cancelled, at any point and by any manager, or runs out of time
 //	outcome.go     the outcome is decided in the head, published, committed
 //	sweep.go       what the head does not name is removed, what is missing is made
 //	manager.go     what befalls a manager

@@ -9,11 +9,7 @@ func (w *world) crash(s *State, k uint8) {
 	n := *s
 	n.Left.Crashes--
 	n.Managers[k] = Manager{OldList: m.OldList, Old: m.Old, OutboxOf: m.OutboxOf, Outbox: m.Outbox}
-	for i := range n.Flying {
-		if n.InFlight[i].By == k {
-			n.InFlight[i].By = orphan
-		}
-	}
+	n.orphan(k)
 	w.emit(&n, Step{Who: actor(k), Does: "crashes and restarts while " + stageNames[m.Stage], Fault: true})
 }
 
@@ -25,4 +21,13 @@ func (w *world) noticeLeft(s *State, k uint8) {
 	n := *s
 	n.Managers[k].Member = false
 	w.emit(&n, Step{Who: actor(k), Does: "notices that it left the consumer group"})
+}
+
+// orphan leaves a manager's requests on their way to themselves.
+func (s *State) orphan(k uint8) {
+	for i := range s.Flying {
+		if s.InFlight[i].By == k {
+			s.InFlight[i].By = orphan
+		}
+	}
 }

@@ -18,6 +18,8 @@ var bounds = []Faults{
 	{Rebalances: 1, OffsetResets: 1},
 	{Crashes: 1, Ambiguous: 1, OldLists: 1},
 	{Rebalances: 1, Rollbacks: 1},
+	{Rebalances: 1, Cuts: 1},
+	{Crashes: 1, Cancels: 1},
 }
 
 func search(t *testing.T, q Search) Result {
@@ -130,7 +132,7 @@ func TestSpareRulesAreSpare(t *testing.T) {
 
 // exact searches with whole states instead of fingerprints.
 func exact(s Scenario, f Faults, visit func(*State, []transition)) int {
-	w := newWorld(Protocol(), &s)
+	w := newWorld(Protocol(), &s, f)
 	first := s.initial(f)
 	seen := map[State]bool{first: true}
 	for queue := []State{first}; len(queue) > 0; queue = queue[1:] {
@@ -164,7 +166,8 @@ func TestEverythingHappens(t *testing.T) {
 		"swarm lets the engine of m0 fall behind", "m0 lists the services, and gets the older list",
 		"m1 claims", "m1 takes: the head knows its outcome", "m1 takes: the head is at a later one; superseded",
 		"m1 may not claim: the claim is of a newer group generation", "m1 finds its claim lost: the renewal fails",
-		"m1 is told to cancel", "m1 has written all of", "m1 decides the outcome of: rolled back", "m1 decides the outcome of: converged",
+		"an operator has cancelled", "m1 finds cancelled", "m1 notices that it is cancelled:", "m1 has no time left for",
+		"m1 ends without a write: cancelled", "m1 ends without a write: expired", "m1 decides the outcome of: cancelled", "m1 decides the outcome of: cut short", "m1 has written all of", "m1 decides the outcome of: rolled back", "m1 decides the outcome of: converged",
 		"m1 begins the sweep of: the services are not as the head says", "m1 begins the sweep of: an earlier sweep has not ended", "m1 ends the sweep of",
 		"m1 commits the offset of", "m1 may not commit the offset of", "m1 notices that it left the consumer group", "m1 crashes and restarts while writing",
 		"m1 claims: it takes effect, and is answered with an error",
@@ -175,6 +178,7 @@ func TestEverythingHappens(t *testing.T) {
 		"scale":                {OldLists: 1},
 		"remove-in-roll-out":   {Rebalances: 1, Rollbacks: 1},
 		"identical":            {Rebalances: 1, Crashes: 1},
+		"back":                 {Rebalances: 1, Cuts: 1, Cancels: 1},
 		"overtaken":            {Rebalances: 1, OffsetResets: 1, Ambiguous: 1},
 	} {
 		exact(scenario(t, name), f, func(_ *State, out []transition) {
@@ -194,7 +198,7 @@ func TestEverythingHappens(t *testing.T) {
 }
 
 func kindOfStep(t Step) string {
-	who := map[actor]string{kafka: "kafka", swarm: "swarm"}[t.Who]
+	who := map[actor]string{kafka: "kafka", swarm: "swarm", operator: "an operator"}[t.Who]
 	if who == "" {
 		who = fmt.Sprintf("m%d", t.Who)
 	}

@@ -7,6 +7,9 @@ func (w *world) decide(s *State, k uint8) {
 		w.loseClaim(s, k, "the outcome is not its to decide")
 		return
 	}
+	if _, now := w.cancelledNow(s, m.Command); now && w.rules.DecisionSeesCancel && m.Stopped == undecided && !s.isCancelled(m.Command) {
+		w.findsCancelled(s, k)
+	}
 	for _, o := range w.possible(s, m) {
 		n := *s
 		me := &n.Managers[k]
@@ -17,14 +20,15 @@ func (w *world) decide(s *State, k uint8) {
 			w.emit(&n, step)
 			continue
 		}
-		me.Stage, me.Ended, me.Holds, me.Stopped = publish, o, false, false
+		me.Stage, me.Ended, me.Holds, me.Stopped = publish, o, false, undecided
 		w.conclude(&n, m.Command, o)
 		w.cas(&n, k, step)
 	}
 }
 
 var (
-	outcomesStopped    = []Outcome{cancelled}
+	outcomesCancelled  = []Outcome{cancelled}
+	outcomesCut        = []Outcome{cut}
 	outcomesRolledBack = []Outcome{rolledBack}
 	outcomesRunning    = []Outcome{failed} // the time is over
 	outcomesDone       = []Outcome{converged, failed}
@@ -40,8 +44,10 @@ func (w *world) possible(s *State, m *Manager) []Outcome {
 		}
 	}
 	switch {
-	case m.Stopped:
-		return outcomesStopped
+	case m.Stopped == cancelled, w.rules.DecisionSeesCancel && s.isCancelled(m.Command):
+		return outcomesCancelled
+	case m.Stopped == cut:
+		return outcomesCut
 	case back:
 		return outcomesRolledBack
 	case running:
@@ -65,11 +71,15 @@ func (w *world) conclude(n *State, p Position, o Outcome) {
 	}
 	head.Trusted = o == converged && (w.scenario.History[p].Kind != Scale || head.PrevOK || !w.rules.ScaleKeepsDoubt)
 	head.PrevOK = false
+	head.Cancelled &^= 1 << p
 	if o == cancelled {
 		return
 	}
-	n.Whole |= 1 << p
 	w.rebase(n, p)
+	if o == cut {
+		return
+	}
+	n.Whole |= 1 << p
 	if w.scenario.History[p].Kind == Remove && !w.rules.HeadOutlivesStack {
 		*head = Head{Base: [services]Position{nowhere, nowhere}}
 	}
@@ -79,7 +89,7 @@ func (w *world) conclude(n *State, p Position, o Outcome) {
 func (w *world) rebase(n *State, p Position) {
 	for i, v := range n.Services {
 		switch {
-		case w.scenario.wants(p, i) == 0:
+		case w.scenario.wants(p, i) == 0 && (!v.Exists || n.Head.Outcome[p] != cut):
 			n.Head.Base[i] = nowhere
 		case v.Exists && v.Label == p:
 			n.Head.Base[i] = p

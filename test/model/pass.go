@@ -81,6 +81,9 @@ func (w *world) renew(s *State, k uint8) {
 		w.loseClaim(s, k, "the renewal fails")
 		return
 	}
+	if w.findsCancelled(s, k) {
+		return
+	}
 	n := *s
 	me := &n.Managers[k]
 	me.Stage = write
@@ -88,19 +91,6 @@ func (w *world) renew(s *State, k uint8) {
 		me.Stage = list
 	}
 	w.cas(&n, k, Step{Who: actor(k), Does: "renews its claim to", Position: me.Command, Of: true})
-}
-
-// stop: a command is cancelled or past its deadline, and its owner stops writing. The last command is never cancelled, so that there is a target.
-func (w *world) stop(s *State, k uint8) {
-	m := &s.Managers[k]
-	if m.Sweep || w.scenario.NoCancel || m.Command == w.scenario.last() {
-		return
-	}
-	n := *s
-	me := &n.Managers[k]
-	me.Plan = [services]Write{}
-	me.Stopped, me.Stage = true, watch
-	w.emit(&n, Step{Who: actor(k), Does: "is told to cancel", Position: m.Command, Of: true})
 }
 
 // write sends one of the planned requests, in any order, or ends the pass when there is none left.
@@ -150,6 +140,9 @@ func (w *world) answered(n *State, q Write, ok bool) {
 
 // endWriting moves the head to phase applied.
 func (w *world) endWriting(s *State, k uint8) {
+	if w.rules.OutcomeInHead && s.Managers[k].Holds && w.findsCancelled(s, k) {
+		return
+	}
 	n := *s
 	me := &n.Managers[k]
 	me.Stage = watch

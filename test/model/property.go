@@ -14,9 +14,10 @@ const (
 	Ends                               // P6 without further faults everything comes to rest
 	RollbackStays                      // P7 what Swarm rolled back of a position is not written again for it once all was written
 	OutcomeTrue                        // P8 at rest "rolled back" was told if and only if a service that the last command wrote stands rolled back, unless it failed
+	CancelStays                        // P9 a command whose cancellation was acknowledged before it had an outcome has no other outcome than that, but superseded
 
 	// Promised is what the protocol promises: all but NoLateCreate.
-	Promised = OutcomeTrue<<1 - 1 - NoLateCreate
+	Promised = CancelStays<<1 - 1 - NoLateCreate
 )
 
 var propertyNames = []struct {
@@ -32,6 +33,7 @@ var propertyNames = []struct {
 	{Ends, "P6", "everything comes to rest"},
 	{RollbackStays, "P7", "what Swarm rolled back is not repaired"},
 	{OutcomeTrue, "P8", "the outcome is true at rest"},
+	{CancelStays, "P9", "what was cancelled stays cancelled"},
 }
 
 // String lists the properties of a set by their short names.
@@ -75,9 +77,12 @@ func brokenByStep(t *transition) (p Property) {
 
 // brokenAnywhere are the properties that a state breaks by itself.
 func (w *world) brokenAnywhere(s *State) (p Property) {
-	for _, told := range s.Events {
+	for c, told := range s.Events {
 		if told&(told-1) != 0 {
 			p |= OneOutcome
+		}
+		if s.Told&(1<<c) != 0 && told&^(1<<cancelled|1<<superseded) != 0 {
+			p |= CancelStays
 		}
 	}
 	return p
@@ -140,8 +145,8 @@ func (w *world) standsRolledBack(s *State) bool {
 	return false
 }
 
-// bound says that the last position has a target for the service. After a scaling on top of a cancelled deployment only the scaled service has one.
+// bound says that the last position has a target for the service. After a scaling on top of a deployment that was stopped only the scaled service has one.
 func (w *world) bound(s *State, service int) bool {
 	last := w.scenario.last()
-	return w.wrote(last, service) || s.Head.Outcome[w.scenario.deployOf(last)] != cancelled
+	return w.wrote(last, service) || s.Head.Outcome[w.scenario.deployOf(last)].whole()
 }

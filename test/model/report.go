@@ -12,7 +12,7 @@ func (f Faults) String() string {
 		n    uint8
 		name string
 	}{
-		{f.Rebalances, "rebalances"}, {f.Crashes, "crashes"}, {f.OffsetResets, "offset resets"}, {f.Ambiguous, "ambiguous answers"}, {f.OldLists, "old lists"}, {f.Rollbacks, "rollbacks by Swarm"},
+		{f.Rebalances, "rebalances"}, {f.Crashes, "crashes"}, {f.OffsetResets, "offset resets"}, {f.Ambiguous, "ambiguous answers"}, {f.OldLists, "old lists"}, {f.Rollbacks, "rollbacks by Swarm"}, {f.Cuts, "commands cut short"}, {f.Cancels, "cancellations"},
 	} {
 		if b.n > 0 {
 			parts = append(parts, fmt.Sprintf("%s up to %d", b.name, b.n))

@@ -5,7 +5,7 @@ const (
 	managers    = 2
 	services    = 2
 	maxHistory  = 5 // commands of a scenario, those before its start included
-	maxInFlight = 5 // writes on their way: one a living manager, the rest of the dead
+	maxInFlight = 6 // writes on their way: one a living manager, the rest of the dead and of commands that were cancelled
 )
 
 // Position is a place in the stack's history: generation and step. It is an index into Scenario.History, so that a later command has a larger one. A service's
@@ -67,8 +67,10 @@ const (
 	converged
 	failed // applied in whole, but did not converge in its time
 	superseded
-	cancelled // stopped before it was applied in whole
+	cancelled // stopped, at any point
 	rolledBack
+	expired // its deadline had passed before anybody began it
+	cut     // its time was over before it was applied in whole
 )
 
 // Head is the one object of a stack on which the managers agree; each change of it is a compare-and-swap.
@@ -80,6 +82,8 @@ type Head struct {
 	Trusted  bool                // Base may be relied on: the position converged, having written or rightly left every service
 	PrevOK   bool                // when this position was claimed for the first time, the one before was at rest and Trusted
 	Outcome  [maxHistory]Outcome // of each command
+	// Cancelled are the commands that are to end as cancelled and have no outcome yet, one bit each.
+	Cancelled uint8
 }
 
 // Stage is where a manager is in a command's life.
@@ -105,7 +109,7 @@ type Manager struct {
 	Stage   Stage
 	Command Position
 	Sweep   bool            // works on the sweep of Command, not on Command itself
-	Stopped bool            // Command was cancelled or is past its deadline
+	Stopped Outcome         // Command is to end so, because it was cancelled or its time is over
 	Holds   bool            // nobody has changed the head since this manager's last compare-and-swap
 	Plan    [services]Write // what is left to write in this pass
 	Ended   Outcome         // of Command, from publish on
@@ -136,6 +140,8 @@ type Faults struct {
 	Ambiguous    uint8 // a write or compare-and-swap takes effect and is answered with an error
 	OldLists     uint8 // an engine answers with a list of some earlier time
 	Rollbacks    uint8 // Swarm rolls a service back
+	Cuts         uint8 // the time of a command is over while it is written
+	Cancels      uint8 // an operator cancels a command, as a step of its own
 }
 
 // State is everything at one moment. Two equal states have the same future.
@@ -156,6 +162,7 @@ type State struct {
 	Events  [maxHistory]uint8 // the outcomes told of each command, one bit each
 	Whole   uint8             // positions that were decided after they had been applied in whole, one bit each
 	Written uint8             // positions that have been in phase applied, one bit each
+	Told    uint8             // commands whose cancellation was acknowledged before they had an outcome, one bit each
 }
 
 // changeVersion makes every listed version of the service an old one.

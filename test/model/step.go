@@ -19,6 +19,7 @@ type actor uint8
 const (
 	kafka actor = managers + iota
 	swarm
+	operator
 )
 
 // transition is a step with the state that it leads to and what an observer notes about the step itself.
@@ -40,6 +41,8 @@ func (c *Scenario) words(t Step) string {
 		text = "kafka"
 	case swarm:
 		text = "swarm"
+	case operator:
+		text = "an operator"
 	default:
 		text = fmt.Sprintf("m%d", t.Who)
 	}
@@ -66,7 +69,7 @@ func (c *Scenario) words(t Step) string {
 	return text
 }
 
-var outcomeNames = [...]string{"none", "converged", "failed", "superseded", "cancelled", "rolled back"}
+var outcomeNames = [...]string{"none", "converged", "failed", "superseded", "cancelled", "rolled back", "expired", "cut short"}
 
 // describe tells a state in one line.
 func (c *Scenario) describe(s *State) string {

@@ -1,7 +1,7 @@
 package model
 
 // sweep is begun by the partition's consumer when the services differ from what the head names, or when an earlier sweep has not ended. A position that was
-// cancelled is not swept: nobody wants its target.
+// stopped is not swept: nobody wants its target.
 func (w *world) sweep(s *State, k uint8) {
 	m, head := &s.Managers[k], &s.Head
 	p := head.Position
@@ -33,12 +33,15 @@ func (w *world) sweep(s *State, k uint8) {
 // isTarget says that the head's position was applied in whole, and with it the deployment that it is a step of.
 func (w *world) isTarget(head *Head) bool {
 	for p := w.scenario.deployOf(head.Position); p <= head.Position; p++ {
-		if o := head.Outcome[p]; p > w.scenario.Start && (o == undecided || o == superseded) || o == cancelled {
+		if o := head.Outcome[p]; p > w.scenario.Start && (o == undecided || o == superseded) || !o.whole() {
 			return false
 		}
 	}
 	return true
 }
+
+// whole says that a command was not stopped before it was applied in whole. One that was cancelled may have been; nobody wants its target any more.
+func (o Outcome) whole() bool { return o != cancelled && o != expired && o != cut }
 
 // differs compares the services with what the head names.
 func (w *world) differs(s *State) bool {

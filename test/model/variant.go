@@ -23,6 +23,14 @@ type Rules struct {
 	GroupGeneration bool
 	// OutcomeInHead: the outcome is decided by compare-and-swap in the head before it goes to the outbox.
 	OutcomeInHead bool
+	// CancelInHead: a cancellation is a compare-and-swap of the head, by any manager. Without it only the manager that works on the command knows.
+	CancelInHead bool
+	// DecisionSeesCancel: the compare-and-swap that decides an outcome looks for a cancellation in the head that it changes.
+	DecisionSeesCancel bool
+	// ExpiredInHead: that a command's deadline passed before it was begun is decided in the head. Without it each manager goes by its clock.
+	ExpiredInHead bool
+	// UnbegunIsRest, which is wrong: a command that ends without ever having been begun leaves the stack at rest whatever it was before.
+	UnbegunIsRest bool
 	// HeadOutlivesStack: StackRemove leaves the head.
 	HeadOutlivesStack bool
 	// WatchApplied: who takes over in phase applied only watches.
@@ -55,6 +63,7 @@ func Protocol() Rules {
 	return Rules{
 		RenewAfterList: true, Tombstone: true, NoRevival: true, TombstoneStays: true, Sweep: true, ResumeSweep: true, GroupGeneration: true, OutcomeInHead: true,
 		HeadOutlivesStack: true, WatchApplied: true, LeaveRollbacks: true, Leave: Leave{IfPrevOK: true, IfBase: true}, ScaleKeepsDoubt: true,
+		CancelInHead: true, DecisionSeesCancel: true, ExpiredInHead: true,
 	}
 }
 
@@ -79,7 +88,7 @@ func Variants() []Variant {
 	crashed := Faults{Rebalances: 1, Crashes: 1}
 	undone := Faults{Rebalances: 1, Rollbacks: 1}
 	plain := func(r *Rules) {
-		*r = Rules{NoRevival: true, HeadOutlivesStack: true, WatchApplied: true, LeaveRollbacks: true, TombstoneStays: true, ScaleKeepsDoubt: true, Leave: Leave{Nothing: true}}
+		*r = Rules{CancelInHead: true, DecisionSeesCancel: true, ExpiredInHead: true, NoRevival: true, HeadOutlivesStack: true, WatchApplied: true, LeaveRollbacks: true, TombstoneStays: true, ScaleKeepsDoubt: true, Leave: Leave{Nothing: true}}
 	}
 	without := func(name, about string, out func(*Rules), shows ...Witness) Variant {
 		r := Protocol()
@@ -120,6 +129,14 @@ func Variants() []Variant {
 		without("outbox-first", "the outcome goes to the outbox before the head knows it", func(r *Rules) { r.OutcomeInHead = false },
 			Witness{OneOutcome, "identical", rebalance}, Witness{HeadAtRest, "identical", crashed}),
 		without("head-goes-with-stack", "StackRemove removes the head as well", func(r *Rules) { r.HeadOutlivesStack = false }, Witness{OneOutcome, "remove", Faults{Rebalances: 1, OffsetResets: 1}}),
+		without("cancel-in-memory", "only the manager that works on a command knows that it is cancelled", func(r *Rules) { r.CancelInHead = false },
+			Witness{CancelStays, "identical", Faults{Cancels: 1, Rebalances: 1}}, Witness{CancelStays, "identical", Faults{Cancels: 1, Crashes: 1}}),
+		without("cancel-overlooked", "the decision does not look for a cancellation that came first", func(r *Rules) { r.DecisionSeesCancel = false },
+			Witness{CancelStays, "identical", Faults{Cancels: 1}}),
+		without("expired-not-recorded", "who finds a command expired says so and leaves the head as it is", func(r *Rules) { r.ExpiredInHead = false },
+			Witness{OneOutcome, "identical", rebalance}, Witness{OneOutcome, "identical", Faults{Crashes: 1}}),
+		without("unbegun-is-rest", "a command that ends without having been begun leaves the stack at rest whatever it was before", func(r *Rules) { r.UnbegunIsRest = true },
+			Witness{NoLateEffect, "cancelled-in-flight", Faults{}}),
 		without("scale-trusts", "a scaling that converges makes the head trusted", func(r *Rules) { r.ScaleKeepsDoubt = false },
 			Witness{NoLateEffect, "scale-after-cancel", Faults{}}),
 		without("tombstone-rolls-back", "a tombstone leaves the failure action as it was", func(r *Rules) { r.TombstoneStays = false },

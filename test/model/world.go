@@ -5,11 +5,12 @@ type world struct {
 	rules     Rules
 	scenario  *Scenario
 	partition []Position
+	separate  bool         // a cancellation is a step of its own
 	out       []transition // of the state in hand
 }
 
-func newWorld(r Rules, c *Scenario) world {
-	return world{rules: r, scenario: c, partition: c.partition()}
+func newWorld(r Rules, c *Scenario, f Faults) world {
+	return world{rules: r, scenario: c, partition: c.partition(), separate: f.Cancels > 0}
 }
 
 // steps are all transitions out of a state. The slice is used again by the next call.
@@ -17,6 +18,7 @@ func (w *world) steps(s *State) []transition {
 	w.out = w.out[:0]
 	w.assign(s)
 	w.resetOffset(s)
+	w.cancel(s)
 	for i := range s.Flying {
 		w.land(s, i)
 	}
@@ -40,7 +42,7 @@ func (w *world) steps(s *State) []transition {
 		case renew:
 			w.renew(s, k)
 		case write:
-			w.stop(s, k)
+			w.notice(s, k)
 			w.write(s, k)
 		case watch:
 			w.decide(s, k)
@@ -51,6 +53,7 @@ func (w *world) steps(s *State) []transition {
 		case commit:
 			w.commit(s, k)
 		case await: // the answer is Swarm's step
+			w.notice(s, k)
 		}
 	}
 	return w.out

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,18 @@ func TestRules(t *testing.T) {
 				t.Errorf("%s", got)
 			}
 		})
+	}
+}
+
+func TestRulesOfOnePort(t *testing.T) {
+	var rules ruleSet
+	rules.cutPort("9443", At(netip.MustParseAddr("1.2.3.4")))
+	rules.refusePort("9093")
+	const want = "*raw\n-A axion-rig -i eth0 -p tcp --dport 9443 -s 1.2.3.4 -j DROP\nCOMMIT\n" +
+		"*mangle\n-A axion-rig -o eth0 -p tcp --sport 9443 -d 1.2.3.4 -j DROP\nCOMMIT\n" +
+		"*filter\n-A axion-rig -i eth0 -p tcp --dport 9093 -j REJECT --reject-with tcp-reset\nCOMMIT\n"
+	if got := rules.String(); got != want {
+		t.Errorf("%s", got)
 	}
 }
 

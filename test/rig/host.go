@@ -35,6 +35,9 @@ func (h *Host) ContainerID() string { return h.id }
 
 // Kill takes the power away: every process on the host is gone at once and nobody is told. Start brings it back with its disks.
 func (h *Host) Kill(ctx context.Context) error {
+	if err := h.Cut(ctx, Both); err != nil { // the kernel, which lives on, would say good-bye for the processes
+		return err
+	}
 	return h.failed("kill", h.rig.docker.ContainerKill(ctx, h.id, "KILL"))
 }
 

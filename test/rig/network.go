@@ -68,9 +68,7 @@ func (h *Host) Cut(ctx context.Context, direction Direction, peers ...Peer) erro
 // CutPort takes away the packets of one of the host's TCP ports, silently, from and to those peers (none: everybody). It adds to other faults until Heal.
 func (h *Host) CutPort(ctx context.Context, port string, peers ...Peer) error {
 	var rules ruleSet
-	each(peers, func(source, destination string) {
-		rules.drop(Both, "-p tcp --dport "+port+source, "-p tcp --sport "+port+destination)
-	})
+	rules.cutPort(port, peers...)
 	return h.failed("cut a port of", h.apply(ctx, rules))
 }
 
@@ -78,20 +76,8 @@ func (h *Host) CutPort(ctx context.Context, port string, peers ...Peer) error {
 // program that was killed or a firewall that refuses does. It adds to other faults until Heal.
 func (h *Host) RefusePort(ctx context.Context, port string, peers ...Peer) error {
 	var rules ruleSet
-	each(peers, func(source, _ string) {
-		rules.refused = append(rules.refused, "-p tcp --dport "+port+source)
-	})
+	rules.refusePort(port, peers...)
 	return h.failed("refuse a port of", h.apply(ctx, rules))
-}
-
-// each calls f with what matches packets of each peer and to it; both are empty for everybody.
-func each(peers []Peer, f func(source, destination string)) {
-	for _, peer := range peers {
-		f(" -s "+peer.Addr().String(), " -d "+peer.Addr().String())
-	}
-	if len(peers) == 0 {
-		f("", "")
-	}
 }
 
 // HalfOpen takes the packets of the TCP connections that the host has now with those peers (none: with everybody) silently away, in both directions: each
@@ -164,6 +150,28 @@ func (s *ruleSet) drop(direction Direction, in, out string) {
 	}
 	if direction != In {
 		s.out = append(s.out, out)
+	}
+}
+
+func (s *ruleSet) cutPort(port string, peers ...Peer) {
+	each(peers, func(source, destination string) {
+		s.drop(Both, "-p tcp --dport "+port+source, "-p tcp --sport "+port+destination)
+	})
+}
+
+func (s *ruleSet) refusePort(port string, peers ...Peer) {
+	each(peers, func(source, _ string) {
+		s.refused = append(s.refused, "-p tcp --dport "+port+source)
+	})
+}
+
+// each calls f with what matches packets of each peer and to it; both are empty for everybody.
+func each(peers []Peer, f func(source, destination string)) {
+	for _, peer := range peers {
+		f(" -s "+peer.Addr().String(), " -d "+peer.Addr().String())
+	}
+	if len(peers) == 0 {
+		f("", "")
 	}
 }
 

@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,17 +54,23 @@ func (w *world) anywhere() string {
 	return fmt.Sprintf("version: '3.9'\nservices:\n  web:\n    image: %s\n    deploy: {replicas: 1, endpoint_mode: dnsrr}\n", w.image)
 }
 
+// wentBack is what the plane logs as an error when the generations of a stack have gone back.
+const wentBack = "a stack's generations went back"
+
 const (
 	// swarmState is where an engine keeps the Swarm, and swarmBackup a copy.
 	swarmState, swarmBackup = "/var/lib/docker/swarm", "/var/lib/docker/swarm.backup"
 )
 
-// TestSwarmIsRestoredFromABackup: the Swarm, with the heads of its stacks, is set back by two generations.
+// TestSwarmIsRestoredFromABackup: the Swarm, with the heads of its stacks, is set back by some generations. One stack is deployed again after it; the other is left
+// alone, and the plane has to see it.
 func TestSwarmIsRestoredFromABackup(t *testing.T) {
 	fault.NeedLong(t)
 	w := another(t, rig.Config{Name: rigName + "-backup", Nodes: []rig.NodeConfig{{}}})
 	n, ctx := w.Nodes()[0], t.Context()
 	stack := w.stackName(t)
+	alone := w.stackName(t)
+	w.deploy(t, alone, w.small(0), deployTimeout).succeeds(t, deployTimeout, "a", "b")
 	var commands []*command
 	deploy := func() *command {
 		c := w.deploy(t, stack, w.small(len(commands)), deployTimeout)
@@ -83,6 +91,8 @@ func TestSwarmIsRestoredFromABackup(t *testing.T) {
 	offline("rm -rf " + swarmBackup + " && cp -a " + swarmState + " " + swarmBackup)
 	deploy().succeeds(t, deployTimeout, "a", "b")
 	deploy().succeeds(t, deployTimeout, "a", "b")
+	lost := w.deploy(t, alone, w.small(1), deployTimeout)
+	lost.succeeds(t, deployTimeout, "a", "b")
 	waiting := deploy() // may be anywhere when the Swarm goes back
 	restored := time.Now()
 	offline("rm -rf " + swarmState + " && mv " + swarmBackup + " " + swarmState)
@@ -93,8 +103,28 @@ func TestSwarmIsRestoredFromABackup(t *testing.T) {
 	for _, c := range commands {
 		c.outcome(t, deployTimeout)
 	}
-	fault.Report(t, "the Swarm is restored from a backup that is two generations old", "every command has an outcome; the next deployment is accepted",
-		fmt.Sprintf("%d commands, each with one outcome (the one in the middle: %s); the next one succeeded %s after the restore", len(commands), o.GetStatus(), seconds(ended.Sub(restored))))
+	must(t, rig.Wait(ctx, wholeTimeout, "the stack that was left alone", func(ctx context.Context) error {
+		for _, s := range w.services(t, alone) {
+			if at := generationOf(s.Spec.Labels[generationLabel]); at <= lost.generation {
+				return fmt.Errorf("service %s is of generation %d", s.Spec.Name, at)
+			}
+		}
+		return nil
+	}))
+	healed := time.Since(restored)
+	logs, err := w.Plane().LogsSince(ctx, restored)
+	must(t, err)
+	if !strings.Contains(logs, wentBack) {
+		t.Error("the plane has raised no alarm")
+	}
+	for _, s := range w.services(t, alone) {
+		if env := s.Spec.TaskTemplate.ContainerSpec.Env; !slices.Contains(env, "G=1") {
+			t.Errorf("service %s has the environment %v, which is not what succeeded last", s.Spec.Name, env)
+		}
+	}
+	fault.Report(t, "the Swarm is restored from an old backup", "every command has an outcome; next deployment accepted; alarm where numbers went back",
+		fmt.Sprintf("%d commands, each with one outcome (the one in the middle: %s); the next one succeeded %s after the restore; alarm, and what was lost is back under a new generation after %s",
+			len(commands), o.GetStatus(), seconds(ended.Sub(restored)), seconds(healed)))
 }
 
 // TestThreeEnginesTakeOver: three engine generations in one Swarm; whoever runs a deployment, another takes it over.

@@ -178,13 +178,15 @@ func (c *command) successor(t *testing.T, owner *rig.Node, after time.Time, limi
 	return nodes[e.agentID], e.seen.Sub(after)
 }
 
+func isOutcome(e event) bool {
+	_, ok := e.message.(*runnerv1.CommandOutcome)
+	return ok
+}
+
 // outcome waits for the end and checks that it is the only one.
 func (c *command) outcome(t *testing.T, limit time.Duration) (*runnerv1.CommandOutcome, time.Time) {
 	t.Helper()
-	e, err := c.wait(t.Context(), limit, "its outcome", func(e event) bool {
-		_, ok := e.message.(*runnerv1.CommandOutcome)
-		return ok
-	})
+	e, err := c.wait(t.Context(), limit, "its outcome", isOutcome)
 	must(t, err)
 	all, err := c.world.outcomes(t.Context(), c.id)
 	must(t, err)

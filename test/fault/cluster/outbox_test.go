@@ -22,7 +22,7 @@ const outboxEvents = "axion_agent_outbox_events"
 func TestNodeIsLostWithAnOutcomeInItsOutbox(t *testing.T) {
 	fault.NeedLong(t)
 	w := whole(t)
-	const soon = 6 * time.Second // so that it ends before Kafka takes the owner out of its group
+	const soon = time.Second // so that it ends before Kafka takes the owner out of its group
 	c := w.deploy(t, w.stackName(t), w.slow(soon), deployTimeout)
 	owner := c.owner(t)
 	must(t, w.Plane().CutPort(t.Context(), rig.KafkaPort, owner))
@@ -38,8 +38,11 @@ func TestNodeIsLostWithAnOutcomeInItsOutbox(t *testing.T) {
 		}
 		return err
 	}))
-	lost := time.Now()
 	must(t, owner.Kill(t.Context()))
+	lost := time.Now()
+	if e, err := c.wait(t.Context(), 0, "its outcome", isOutcome); err == nil {
+		t.Fatalf("the outcome was told before its node died: %v", e.message)
+	}
 	told := c.succeeds(t, lostLimit, "web")
 	must(t, w.heal(t.Context()))
 	must(t, rig.Wait(t.Context(), wholeTimeout, "the outbox of "+owner.Name()+" to be empty", func(ctx context.Context) error {

@@ -20,6 +20,8 @@ const (
 	minOutage, moreOutage = 12 * time.Second, 20 * time.Second
 	// maxAttempts is how many sessions an agent may try in a second while it cannot have one, on average; it begins with some quick ones.
 	maxAttempts, quickAttempts = 1.0, 8.0
+	// longRounds is how many outages of a kind there are in the long form; each breaks the sessions of all agents.
+	longRounds = 6
 	// enough is from how many samples on a median is one.
 	enough = 20
 )
@@ -82,7 +84,7 @@ func (w *world) each(f func(*rig.Node) error) error {
 func TestSessionsComeBack(t *testing.T) {
 	rounds, chosen := 1, outages[:1]
 	if fault.Long() {
-		rounds, chosen = 20, outages
+		rounds, chosen = longRounds, outages
 	}
 	for _, o := range chosen {
 		t.Run(o.name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,6 +27,8 @@ const (
 	bringUpTimeout = 12 * time.Minute
 	// wholeTimeout is within what all must be well again when a fault has ended: engines recover their containers one after the other.
 	wholeTimeout = 2 * time.Minute
+	// managersGroup is the consumer group of the cluster's topic, and joinedLines how far back in an agent's log is looked for its joining it.
+	managersGroup, joinedLines = "runner." + rig.ClusterID, 5000
 	// planeConflict is what the plane logs when an event of a known id says something else: a command with two outcomes.
 	planeConflict = "events came again and said something else"
 )
@@ -140,7 +143,33 @@ func (w *world) heal(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(w.WaitNodes(ctx, wholeTimeout), w.WaitAgents(ctx, wholeTimeout))
+	return errors.Join(w.WaitNodes(ctx, wholeTimeout), w.WaitAgents(ctx, wholeTimeout), rig.Wait(ctx, wholeTimeout, "the managers' consumer group", w.joined))
+}
+
+// joined: all managers are in the same generation of their consumer group, so that it changes hands only by what a test does.
+func (w *world) joined(ctx context.Context) error {
+	generations := map[int]int{}
+	for _, n := range w.Managers() {
+		logs, err := n.AgentLogs(ctx, joinedLines)
+		if err != nil {
+			return err
+		}
+		last := 0
+		for line := range strings.Lines(logs) {
+			var said struct {
+				Msg, Group string
+				Generation int
+			}
+			if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "joined the group" && said.Group == managersGroup {
+				last = said.Generation
+			}
+		}
+		generations[last]++
+	}
+	if len(generations) != 1 || generations[0] > 0 {
+		return fmt.Errorf("they are in generations %v", generations)
+	}
+	return nil
 }
 
 // leader waits for the Swarm's leader.

@@ -39,6 +39,8 @@ func (c *cluster) request(command proto.Message) *planev1.SubmitCommandRequest {
 		req.Command = &planev1.SubmitCommandRequest_StackRemove{StackRemove: m}
 	case *runnerv1.ServiceScale:
 		req.Command = &planev1.SubmitCommandRequest_ServiceScale{ServiceScale: m}
+	case *runnerv1.ServiceRestart:
+		req.Command = &planev1.SubmitCommandRequest_ServiceRestart{ServiceRestart: m}
 	}
 	return req
 }

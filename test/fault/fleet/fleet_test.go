@@ -12,7 +12,7 @@ import (
 
 const (
 	// The fleets: of the short form, of the long one, and the one whose figures are wanted besides.
-	fleetShort, fleetLong, fleetLarge = 250, 1000, 5000
+	fleetShort, fleetLong, fleetLarge = 200, 1000, 5000
 	// backWithin is the bound for all agents to be back.
 	backWithin = 60 * time.Second
 	// rush is how long after the plane's return the agents may come as they like; from then on the rate of connections is bounded.
@@ -20,7 +20,7 @@ const (
 	// rateWindow is the window in which connections are counted. A shorter one would count chance.
 	rateWindow = 5 * time.Second
 	// watched is how long after the rush the rate is watched.
-	watched = 10 * time.Second
+	watched = rateWindow
 	// awayLong is the long outage.
 	awayLong = 2 * time.Minute
 	// attemptsPerMinute is what an agent may try while nobody listens, on average: more is a hot loop.

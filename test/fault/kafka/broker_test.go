@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/axion/runner-agent/plane/ca"
 	"github.com/axion/runner-agent/test/kafka"
@@ -177,9 +178,16 @@ type apache struct {
 	*kafka.Cluster
 }
 
+// machine is how many brokers of a real Kafka this machine is asked to run at once.
+var machine = semaphore.NewWeighted(4)
+
 // startApache starts one whose clients have certificates of that CA, and whose own are of it too.
 func startApache(t *testing.T, authority *ca.CA, version string, n int) *apache {
 	t.Helper()
+	if err := machine.Acquire(t.Context(), int64(n)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { machine.Release(int64(n)) }) // when they have ended
 	return &apache{t: t, n: n, Cluster: kafka.Start(t, kafka.Options{
 		Version: version, Brokers: n, ClientCAs: authority.CertificatePEM(), Certificate: authority.IssueServer, SuperUsers: []string{"User:CN=plane,O=axion"},
 		Properties: map[string]string{"broker.session.timeout.ms": "3000"},

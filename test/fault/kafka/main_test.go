@@ -16,8 +16,8 @@ func TestMain(m *testing.M) {
 		return
 	}
 	flag.Parse()
-	// Most of these tests wait most of the time.
-	if err := flag.Set("test.parallel", "8"); err != nil {
+	// Most of these tests wait most of the time; how many real brokers there are at once is limited by itself.
+	if err := flag.Set("test.parallel", "16"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

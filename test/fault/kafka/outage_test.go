@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,9 +41,12 @@ func TestBrokerDown(t *testing.T) {
 		time.Sleep(time.Until(begun.Add(away))) // the length of the outage is what is tested
 		w.brokers.start()
 		back := time.Now()
+		rejoined := w.joins()
 		for _, name := range names {
 			ids = append(ids, w.submit(name, 4))
 		}
+		var joined time.Time
+		eventually(t, "the agent in its group", func() bool { joined = time.Now(); return w.joins() > rejoined })
 		superseded := w.end(ids)
 		took := time.Since(back)
 		if took > drainWithin {
@@ -56,8 +60,20 @@ func TestBrokerDown(t *testing.T) {
 			t.Errorf("%d events say something else than the first of their id", conflicts)
 		}
 		fault.Report(t, fmt.Sprintf("broker killed, away for %v", away), "0 lost, drained within 30 s of return",
-			fmt.Sprintf("%d commands, each with one outcome (%d superseded), the last %.1f s after the return", len(ids), superseded, took.Seconds()))
+			fmt.Sprintf("agent in its group %.1f s after the return; %d commands, each with one outcome (%d superseded), the last after %.1f s",
+				joined.Sub(back).Seconds(), len(ids), superseded, took.Seconds()))
 	})
+}
+
+// joins is how often the agent has joined the cluster's group.
+func (w *world) joins() int {
+	n := 0
+	for line := range strings.Lines(w.log.String()) {
+		if strings.Contains(line, "joined the group") && strings.Contains(line, "kafka_client=cluster") {
+			n++
+		}
+	}
+	return n
 }
 
 // TestRollingRestart: three real brokers, one after the other, under load.
@@ -66,6 +82,7 @@ func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{kafka.Version4, kafka.Version3} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			a := startApache(t, w.ca, version, 3)
 			w.start(a)

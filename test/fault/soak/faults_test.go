@@ -18,11 +18,12 @@ import (
 
 	"github.com/axion/runner-agent/agent/identity"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
+	"github.com/axion/runner-agent/test/fault"
 )
 
 const (
-	// faultEvery is between two faults, on average.
-	faultEvery = 4 * time.Second
+	// everyShort and everyLong are between two faults, on average. In the long form the programs are to do some work in between.
+	everyShort, everyLong = 4 * time.Second, 10 * time.Second
 	// cutFor bounds how long the broker cannot be reached.
 	cutFor = 3 * time.Second
 	// repeatedMost is how many old messages are sent again at a time.
@@ -47,9 +48,11 @@ func (w *world) faults(killAgent, killPlane bool) []breakage {
 			sleep(ctx, time.Duration(rand.Int64N(int64(cutFor))))
 			return nil
 		}},
-		{"broker half-open", func(context.Context) error { w.toKafka.HalfOpen(); return nil }},
 		{"session cut", func(context.Context) error { w.toPlane.Cut(); return nil }},
 		{"messages repeated", w.repeat},
+	}
+	if fault.Long() { // it takes a while until the agent notices
+		all = append(all, breakage{"broker half-open", func(context.Context) error { w.toKafka.HalfOpen(); return nil }})
 	}
 	if killAgent {
 		all = append(all, breakage{"agent killed", func(context.Context) error {
@@ -75,11 +78,15 @@ func (w *world) faults(killAgent, killPlane bool) []breakage {
 // breaking lets faults happen at random until the returned function is called, which returns how often each did.
 func (w *world) breaking(ctx context.Context, faults []breakage) func() (map[string]int, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	every := everyShort
+	if fault.Long() {
+		every = everyLong
+	}
 	happened := map[string]int{}
 	var failed error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for sleep(ctx, time.Duration(rand.Int64N(int64(2*faultEvery)))) && failed == nil {
+		for sleep(ctx, time.Duration(rand.Int64N(int64(2*every)))) && failed == nil {
 			f := faults[rand.IntN(len(faults))]
 			if err := f.do(ctx); err != nil && ctx.Err() == nil {
 				failed = fmt.Errorf("%s: %w", f.name, err)

@@ -24,7 +24,7 @@ const (
 	// commandsShort and commandsLong are how many are submitted.
 	commandsShort, commandsLong = 60, 10_000
 	// samplesShort and samplesLong are how often each phase is interrupted for a sample.
-	samplesShort, samplesLong = 2, 25
+	samplesShort, samplesLong = 1, 20
 	// soakLimit bounds the long form.
 	soakLimit = 3 * time.Hour
 	// keptManifests is how many generations' manifests may be kept of a stack: ten, and the last good one.

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// stackCount is how many stacks are worked on at once; the agent does as many commands at a time by default.
-	stackCount = 4
+	// stackCount is how many stacks are worked on at once: twice as many as the agent does commands at a time.
+	stackCount = 8
 	// removeChance is how often a stack is removed, burstChance how often the next command is sent without waiting for this one.
 	removeChance, burstChance = 0.08, 0.2
 	// runningChance is how often a service has a task: most deployments are to take little.

@@ -28,6 +28,8 @@ func main() {
 	budget(&f.Ambiguous, "ambiguous", "how often a write takes effect and is answered with an error")
 	budget(&f.OldLists, "old-lists", "how often an engine answers with a list of some earlier time")
 	budget(&f.Rollbacks, "rollbacks", "how often Swarm rolls a service back")
+	budget(&f.Cuts, "cuts", "how often a command's time is over while it is written")
+	budget(&f.Cancels, "cancels", "how often an operator cancels a command, as a step of its own; with 0 that is one with the step that finds it")
 	noCancel := flag.Bool("no-cancel", false, "no command is cancelled")
 	maxHeap := flag.Uint64("memory", 6<<10, "give up beyond this heap, in MiB")
 	maxStates := flag.Int("states", 0, "give up beyond this many states; 0 = no bound")
