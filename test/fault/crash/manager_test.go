@@ -22,6 +22,7 @@ import (
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	"github.com/axion/runner-agent/test/engine"
 	"github.com/axion/runner-agent/test/engineproxy"
+	"github.com/axion/runner-agent/test/fault/stacks"
 )
 
 // engineSocket is the machine's engine.
@@ -40,6 +41,8 @@ type cluster struct {
 func (w *world) newCluster(t *testing.T, n int) *cluster {
 	t.Helper()
 	c := &cluster{world: w, t: t, id: engine.Name(t, "crash"), prefix: engine.Name(t, "axt-crash")}
+	api := engine.Client(t)
+	t.Cleanup(func() { stacks.RemoveAll(t, api, c.prefix) }) // after the managers' ends
 	token, err := w.operator.CreateToken(t.Context(), &planev1.CreateTokenRequest{ClusterId: c.id})
 	if err != nil {
 		t.Fatal(err)

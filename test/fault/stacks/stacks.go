@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -75,6 +76,45 @@ func (s *Stack) Remove() {
 		for _, c := range s.configs(ctx, label) {
 			_ = s.api.ConfigRemove(ctx, c.ID)
 		}
+	}
+}
+
+// RemoveAll removes all that the Swarm holds of stacks whose names begin with prefix. Call it when no agent lives that looks after them: a command that is delivered
+// again, after its stack and the stack's head were removed past the agents, is done again.
+func RemoveAll(t testing.TB, api client.APIClient, prefix string) {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
+	defer cancel()
+	names := map[string]bool{}
+	note := func(labels map[string]string) {
+		for _, label := range []string{labelNamespace, labelHead, labelManifest} {
+			if strings.HasPrefix(labels[label], prefix) {
+				names[labels[label]] = true
+			}
+		}
+	}
+	services, err := api.ServiceList(ctx, swarm.ServiceListOptions{})
+	if err != nil {
+		t.Errorf("clean up: %v", err)
+	}
+	for _, s := range services {
+		note(s.Spec.Labels)
+	}
+	configs, err := api.ConfigList(ctx, swarm.ConfigListOptions{})
+	if err != nil {
+		t.Errorf("clean up: %v", err)
+	}
+	for _, c := range configs {
+		note(c.Spec.Labels)
+	}
+	networks, err := api.NetworkList(ctx, network.ListOptions{})
+	if err != nil {
+		t.Errorf("clean up: %v", err)
+	}
+	for _, n := range networks {
+		note(n.Labels)
+	}
+	for name := range names {
+		(&Stack{t: t, api: api, Name: name}).Remove()
 	}
 }
 
