@@ -103,3 +103,10 @@ ensure_swarm() {
   step "Make a one-node Swarm" docker swarm init --advertise-addr 127.0.0.1 --default-addr-pool 198.18.128.0/17
   made swarm
 }
+
+# forget_recent_at_exit: the agents keep cancellations and restarts in one object for the whole Swarm (docs/operations.md). What tests made goes with them, unless it
+# was there before.
+forget_recent_at_exit() {
+  [ -z "$(docker config ls -q --filter name=axion-recent)" ] || return 0
+  trap 'docker config ls -q --filter name=axion-recent | xargs -r docker config rm >/dev/null || true' EXIT
+}
