@@ -299,8 +299,14 @@ func (w *way) forward(near net.Conn) {
 		return
 	}
 	w.mu.Lock()
+	cut := w.listener == nil
 	w.conns = append(w.conns, near, far)
 	w.mu.Unlock()
+	if cut { // between its acceptance and here: nobody else would close it
+		near.Close()
+		far.Close()
+		return
+	}
 	w.wg.Go(func() {
 		_, _ = io.Copy(far, near)
 		far.Close()
