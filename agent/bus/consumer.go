@@ -77,7 +77,7 @@ func defaultTiming() timing {
 		readBatch:   60 * time.Second, // a 10 MiB message on a slow link takes half a minute
 		retryMax:    5 * time.Second,
 		evictAfter:  100 * time.Millisecond,
-		closing:     5 * time.Second,
+		closing:     1400 * time.Millisecond, // twice at most, which is within the 3 s that the agent gives to its end
 	}
 	t.stall = t.readBatch + 10*t.maxWait // longer than the slowest fetch that is still allowed
 	return t
