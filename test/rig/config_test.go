@@ -2,6 +2,7 @@ package rig
 
 import (
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -160,5 +161,25 @@ func TestAgentsAsExpected(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+func TestANameIsOneProcessesOwn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "one")
+	first, second := &Rig{name: "one", dir: dir}, &Rig{name: "one", dir: dir}
+	if err := first.take(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.take(); err == nil {
+		t.Error("the name was given to two")
+	}
+	if err := first.taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.take(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.taken.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -41,6 +42,7 @@ type Rig struct {
 	docker *client.Client // this machine's engine
 	nodes  []*Node
 	plane  *Plane
+	taken  io.Closer // keeps other processes from a rig of that name; nil if this one did not bring it up
 }
 
 // Name is the rig's name.
@@ -123,6 +125,9 @@ func newRig(cfg Config) (*Rig, error) {
 // Close closes the clients; the rig stays up.
 func (r *Rig) Close() error {
 	err := r.docker.Close()
+	if r.taken != nil {
+		err = errors.Join(err, r.taken.Close())
+	}
 	for _, n := range r.nodes {
 		err = errors.Join(err, n.client.Close())
 	}

@@ -77,7 +77,7 @@ func Requirements(ctx context.Context) error {
 	return nil
 }
 
-// Up removes what an earlier rig of that name left and brings up a new one: it returns when the Swarm is whole, the plane is healthy and all agents are
+// Up removes what an earlier rig of that name left, and fails if another process still uses it. Then it brings up a new one: it returns when the Swarm is whole, the plane is healthy and all agents are
 // connected. If that fails, nothing is left. Making a node image, once per release, takes a minute or two; the rest half a minute.
 func Up(ctx context.Context, cfg Config) (_ *Rig, err error) {
 	if err := cfg.normalize(); err != nil {
@@ -86,6 +86,9 @@ func Up(ctx context.Context, cfg Config) (_ *Rig, err error) {
 	r, err := newRig(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if err := r.take(); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
 	if err := r.removeAll(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())

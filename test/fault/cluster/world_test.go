@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,12 +19,21 @@ import (
 
 	"github.com/axion/runner-agent/ctl/client"
 	"github.com/axion/runner-agent/test/engine"
+	"github.com/axion/runner-agent/test/fault"
 	"github.com/axion/runner-agent/test/rig"
 )
 
+// rigName is the rig of these tests. Each source tree has its own, so that runs of several do not remove each other's.
+var rigName = func() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "fault"
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return "fault-" + hex.EncodeToString(sum[:3])
+}()
+
 const (
-	// rigName is the rig of these tests.
-	rigName = "fault"
 	// bringUpTimeout bounds bringing up a rig; where there is no node image, it is made first.
 	bringUpTimeout = 12 * time.Minute
 	// wholeTimeout is within what all must be well again when a fault has ended: engines recover their containers one after the other.
@@ -62,6 +73,7 @@ func TestMain(m *testing.M) {
 // two outcomes.
 func whole(t *testing.T) *world {
 	t.Helper()
+	fault.Alone(t)
 	bringUp.once.Do(func() {
 		w, err := up(t, rig.Config{Name: rigName})
 		switch {
