@@ -134,12 +134,13 @@ func (o outage) round(t *testing.T, w *world) (back []time.Duration, attempts fl
 		}
 		attempts = max(attempts, made/length.Seconds())
 	}
+	ending := time.Now()
 	must(t, o.end(ctx, w))
-	ended := time.Now()
+	ended := time.Now() // an agent may be back before the last of it
 	opened := map[string]time.Time{}
 	agents := w.agentIDs(t)
 	must(t, rig.Wait(ctx, wholeTimeout, "the sessions", func(ctx context.Context) error {
-		logs, err := w.Plane().LogsSince(ctx, ended)
+		logs, err := w.Plane().LogsSince(ctx, ending)
 		if err != nil {
 			return err
 		}
