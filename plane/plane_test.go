@@ -7,11 +7,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,6 +32,8 @@ import (
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/failurepb"
 	"github.com/axion/runner-agent/proto/operatorcontext"
+	"github.com/axion/runner-agent/test/logbuffer"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 // patience is how long a test waits for what must happen.
@@ -43,45 +43,16 @@ const patience = 30 * time.Second
 type world struct {
 	t    *testing.T
 	cfg  plane.Config
-	log  *safeBuffer
+	log  *logbuffer.Buffer
 	stop func()
 
 	ahead atomic.Int64 // nanoseconds by which the plane's clock is ahead
 }
 
-// safeBuffer collects the log.
-type safeBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
-// freeAddress returns an address of this machine that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, log: &safeBuffer{}, cfg: plane.Config{
-		DataDir: filepath.Join(t.TempDir(), "data"), Listen: freeAddress(t), KafkaListen: freeAddress(t), HeartbeatInterval: time.Second,
+	w := &world{t: t, log: &logbuffer.Buffer{}, cfg: plane.Config{
+		DataDir: filepath.Join(t.TempDir(), "data"), Listen: loopback.FreeAddress(t), KafkaListen: loopback.FreeAddress(t), HeartbeatInterval: time.Second,
 	}}
 	t.Cleanup(func() {
 		if w.stop != nil {
@@ -574,7 +545,7 @@ func TestOneDataDirectoryOnePlane(t *testing.T) {
 	w := newWorld(t)
 	w.start()
 	cfg := w.cfg
-	cfg.Listen, cfg.KafkaListen = freeAddress(t), freeAddress(t)
+	cfg.Listen, cfg.KafkaListen = loopback.FreeAddress(t), loopback.FreeAddress(t)
 	p, err := plane.New(cfg, slog.New(slog.DiscardHandler), time.Now)
 	if err != nil {
 		t.Fatal(err)

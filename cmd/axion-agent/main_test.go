@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"flag"
-	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -31,6 +30,7 @@ import (
 	"github.com/axion/runner-agent/proto/failure"
 	"github.com/axion/runner-agent/proto/jointoken"
 	testengine "github.com/axion/runner-agent/test/engine"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -374,7 +374,7 @@ func TestDoctor(t *testing.T) {
 func TestRun(t *testing.T) {
 	c := testengine.Client(t)
 	dir := t.TempDir()
-	listen := freeAddress(t)
+	listen := loopback.FreeAddress(t)
 	cmd := exec.Command(os.Args[0])
 	var log bytes.Buffer
 	cmd.Stderr = &log
@@ -422,14 +422,4 @@ func TestRun(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Errorf("the agent does not end\n%s", log.String())
 	}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return fmt.Sprint(l.Addr())
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/axion/runner-agent/internal/variables"
 	"github.com/axion/runner-agent/proto/jointoken"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 // patience is how long a test waits for what must happen.
@@ -43,16 +43,6 @@ func command(t *testing.T, environ []string, args ...string) (code int, stdout, 
 	return code, out.String(), err.String()
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func TestAPlaneAndItsCommands(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	var log buffer
@@ -60,7 +50,7 @@ func TestAPlaneAndItsCommands(t *testing.T) {
 	ended := make(chan int, 1)
 	// The root command serves; its flags come from the environment here, as in a container.
 	environ := []string{
-		"AXION_PLANE_DATA=" + data, "AXION_PLANE_LISTEN=" + freeAddress(t), "AXION_PLANE_KAFKA_LISTEN=" + freeAddress(t), "AXION_PLANE_LOG_FORMAT=json",
+		"AXION_PLANE_DATA=" + data, "AXION_PLANE_LISTEN=" + loopback.FreeAddress(t), "AXION_PLANE_KAFKA_LISTEN=" + loopback.FreeAddress(t), "AXION_PLANE_LOG_FORMAT=json",
 		"AXION_PLANE_ADVERTISE=127.0.0.1,plane.example.com", "HOME=/nowhere",
 	}
 	go func() { ended <- run(ctx, nil, environ, &log, &log) }()

@@ -24,6 +24,7 @@ import (
 	"github.com/axion/runner-agent/agent/bus"
 	"github.com/axion/runner-agent/agent/health"
 	"github.com/axion/runner-agent/test/kafka"
+	"github.com/axion/runner-agent/test/logbuffer"
 )
 
 // ownerVariable makes the test binary a consumer that can be killed; it holds an ownerConfig.
@@ -99,7 +100,7 @@ func (printer) Handle(_ context.Context, m bus.Message) <-chan struct{} {
 type owner struct {
 	t   *testing.T
 	cfg ownerConfig
-	log safeBuffer
+	log logbuffer.Buffer
 
 	mu      sync.Mutex
 	numbers map[int]int // how often each was printed

@@ -22,6 +22,8 @@ import (
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/test/engine"
 	"github.com/axion/runner-agent/test/kafka"
+	"github.com/axion/runner-agent/test/logbuffer"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 // The SASL mechanisms, by the contract's names.
@@ -138,7 +140,7 @@ listen = %q
 socket = %q
 [telemetry]
 enabled = false
-`, filepath.Join(dir, "state"), filepath.Join(dir, "work"), s.cfg.Listen, token, mechanism, agentUser, password, freeAddress(s.t), filepath.Join(dir, "agent.sock"))
+`, filepath.Join(dir, "state"), filepath.Join(dir, "work"), s.cfg.Listen, token, mechanism, agentUser, password, loopback.FreeAddress(s.t), filepath.Join(dir, "agent.sock"))
 	for path, content := range map[string]string{token: s.token(cluster), password: agentPassword + "\n", file: text} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			s.t.Fatal(err)
@@ -154,7 +156,7 @@ enabled = false
 // runAgent runs a whole agent on the machine's engine until the test ends.
 func runAgent(t *testing.T, cfg config.Config) {
 	t.Helper()
-	log := &safeBuffer{}
+	log := &logbuffer.Buffer{}
 	a, err := agent.New(cfg, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)

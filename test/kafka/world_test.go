@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +20,8 @@ import (
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	runnerv1 "github.com/axion/runner-agent/proto/axion/runner/v1"
 	"github.com/axion/runner-agent/proto/operatorcontext"
+	"github.com/axion/runner-agent/test/logbuffer"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 // patience is how long a test waits for what must happen, on a busy machine. It is less than the minute after which the plane sends a command again: one that
@@ -33,7 +33,7 @@ type site struct {
 	t        *testing.T
 	cfg      plane.Config
 	ca       *ca.CA
-	log      *safeBuffer
+	log      *logbuffer.Buffer
 	operator planev1.OperatorClient
 	stop     func() // stops the plane before the test's end
 	swarmID  string // of all clusters' Swarms; "" means one for each
@@ -42,7 +42,7 @@ type site struct {
 // newSite makes a plane's data directory with its CA, which the brokers must know before they start. The plane itself is started by start.
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, log: &safeBuffer{}, cfg: plane.Config{DataDir: filepath.Join(t.TempDir(), "data"), Listen: freeAddress(t), HeartbeatInterval: time.Second}}
+	s := &site{t: t, log: &logbuffer.Buffer{}, cfg: plane.Config{DataDir: filepath.Join(t.TempDir(), "data"), Listen: loopback.FreeAddress(t), HeartbeatInterval: time.Second}}
 	var err error
 	if s.ca, err = ca.Open(filepath.Join(s.cfg.DataDir, "ca"), time.Now); err != nil {
 		t.Fatal(err)
@@ -184,35 +184,6 @@ func eventually(t *testing.T, what string, f func() bool) {
 			t.Fatalf("waited %s for %s", patience, what)
 		}
 	}
-}
-
-// freeAddress returns an address of loopback that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
-// safeBuffer collects a log.
-type safeBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 // figure prints what was measured; it is nothing that a test insists on.

@@ -23,6 +23,7 @@ import (
 	"github.com/axion/runner-agent/test/engine"
 	"github.com/axion/runner-agent/test/engineproxy"
 	"github.com/axion/runner-agent/test/fault/stacks"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 // engineSocket is the machine's engine.
@@ -98,7 +99,7 @@ func (m *manager) configure(token string) {
 	m.dir, m.crashes, m.log = dir, map[string]int{}, &journal{}
 	m.log.see = m.see
 	text := fmt.Sprintf("[agent]\nstate_dir = %q\nwork_dir = %q\n[plane]\naddress = %q\ntoken_file = %q\n[engine]\nhost = %q\n[health]\nlisten = %q\n[local]\nsocket = %q\n[telemetry]\nenabled = false\n",
-		filepath.Join(dir, "state"), filepath.Join(dir, "work"), m.cfg.Listen, filepath.Join(dir, "token"), m.proxy.Host(), freeAddress(m.t), filepath.Join(dir, "sock"))
+		filepath.Join(dir, "state"), filepath.Join(dir, "work"), m.cfg.Listen, filepath.Join(dir, "token"), m.proxy.Host(), loopback.FreeAddress(m.t), filepath.Join(dir, "sock"))
 	for name, content := range map[string]string{"token": token, "agent.toml": text} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			m.t.Fatal(err)

@@ -2,7 +2,6 @@ package crash
 
 import (
 	"context"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -19,17 +18,6 @@ func within(t *testing.T, limit time.Duration, what string, f func() bool) {
 			t.Fatalf("waited %s for %s", limit, what)
 		}
 	}
-}
-
-// freeAddress returns an address of loopback that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // journal keeps the last lines of a log.

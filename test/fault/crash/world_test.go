@@ -26,6 +26,7 @@ import (
 	"github.com/axion/runner-agent/test/engine"
 	"github.com/axion/runner-agent/test/fault"
 	"github.com/axion/runner-agent/test/kafka"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 const (
@@ -99,7 +100,7 @@ func newWorld(t *testing.T, apache bool) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.cfg.Listen, w.cfg.KafkaListen = freeAddress(t), freeAddress(t)
+	w.cfg.Listen, w.cfg.KafkaListen = loopback.FreeAddress(t), loopback.FreeAddress(t)
 	if apache {
 		c := kafka.Start(t, kafka.Options{ClientCAs: authority.CertificatePEM(), Certificate: authority.IssueServer, SuperUsers: []string{planePrincipal}})
 		w.cfg.KafkaBrokers = c.Certificates()

@@ -22,6 +22,7 @@ import (
 
 	"github.com/axion/runner-agent/plane/ca"
 	"github.com/axion/runner-agent/test/kafka"
+	"github.com/axion/runner-agent/test/loopback"
 	"github.com/axion/runner-agent/test/netproxy"
 )
 
@@ -107,7 +108,7 @@ func startEmbedded(t *testing.T, authority *ca.CA) *embedded {
 		t.Fatal(err)
 	}
 	b := &embedded{t: t, proxy: netproxy.Start(t, "127.0.0.1:1"), cfg: brokerConfig{
-		Listen: freeAddress(t), Dir: filepath.Join(t.TempDir(), "kafka"), ClientCAPEM: authority.CertificatePEM(),
+		Listen: loopback.FreeAddress(t), Dir: filepath.Join(t.TempDir(), "kafka"), ClientCAPEM: authority.CertificatePEM(),
 		Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}),
 		Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
 	}}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +35,8 @@ import (
 	"github.com/axion/runner-agent/test/engine"
 	"github.com/axion/runner-agent/test/fault"
 	"github.com/axion/runner-agent/test/kafka"
+	"github.com/axion/runner-agent/test/logbuffer"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 // patience bounds what must happen, on a busy machine.
@@ -64,7 +64,7 @@ type world struct {
 
 	dir       string // the agent's
 	stopAgent func()
-	log       safeBuffer
+	log       logbuffer.Buffer
 
 	mu     sync.Mutex
 	stacks map[string]struct{}
@@ -97,7 +97,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		t: t, api: engine.Client(t), dir: t.TempDir(), stacks: map[string]struct{}{},
-		cfg: plane.Config{DataDir: filepath.Join(t.TempDir(), "data"), Listen: freeAddress(t), HeartbeatInterval: time.Second, CertificateLife: 90 * 24 * time.Hour},
+		cfg: plane.Config{DataDir: filepath.Join(t.TempDir(), "data"), Listen: loopback.FreeAddress(t), HeartbeatInterval: time.Second, CertificateLife: 90 * 24 * time.Hour},
 	}
 	var err error
 	if w.ca, err = ca.Open(filepath.Join(w.cfg.DataDir, "ca"), time.Now); err != nil {
@@ -112,7 +112,7 @@ func (w *world) start(b brokers) {
 	w.brokers, w.cfg.KafkaBrokers = b, b.addresses()
 	w.t.Cleanup(func() {
 		if w.t.Failed() {
-			w.t.Logf("the end of the log of plane and agent:\n%s", w.log.tail())
+			w.t.Logf("the end of the log of plane and agent:\n%s", w.log.Tail())
 		}
 	})
 	w.startPlane()
@@ -412,42 +412,4 @@ func eventually(t *testing.T, what string, f func() bool) {
 			t.Fatalf("waited %s for %s", patience, what)
 		}
 	}
-}
-
-// freeAddress returns an address of loopback that nobody listens on. It is below those that the system gives to outgoing connections: who is away for a while
-// must find it free again.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	const first, last = 15000, 30000
-	for {
-		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", first+rand.IntN(last-first)))
-		if err == nil {
-			defer func() { _ = l.Close() }()
-			return l.Addr().String()
-		}
-	}
-}
-
-// safeBuffer collects a log.
-type safeBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
-func (b *safeBuffer) tail() string {
-	const most = 12 << 10
-	text := b.String()
-	return text[max(0, len(text)-most):]
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/axion/runner-agent/ctl/client"
 	"github.com/axion/runner-agent/proto/operatorcontext"
+	"github.com/axion/runner-agent/test/loopback"
 )
 
 const (
@@ -36,7 +37,7 @@ type Plane struct {
 // NewPlane starts a new plane of that binary, which Build made, and waits until it can be operated. It ends with the test. args are further flags of serve.
 func NewPlane(t testing.TB, binary string, args ...string) *Plane {
 	t.Helper()
-	p := &Plane{Address: FreeAddress(t), KafkaAddress: FreeAddress(t), t: t, binary: binary, dir: t.TempDir(), args: args}
+	p := &Plane{Address: loopback.FreeAddress(t), KafkaAddress: loopback.FreeAddress(t), t: t, binary: binary, dir: t.TempDir(), args: args}
 	p.Start()
 	p.wait("write its operator context", func() bool {
 		_, err := os.Stat(p.contextPath())

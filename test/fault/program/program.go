@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -148,15 +147,4 @@ func (p *Process) Figures() (Figures, error) {
 	return Figures{
 		RSS: status.VmRSS, Anonymous: status.RssAnon, CPU: time.Duration(stat.CPUTime() * float64(time.Second)), Descriptors: descriptors,
 	}, nil
-}
-
-// FreeAddress returns "127.0.0.1:port" with a port on which nobody listens now.
-func FreeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }

@@ -18,6 +18,7 @@ import (
 	planev1 "github.com/axion/runner-agent/proto/axion/plane/v1"
 	"github.com/axion/runner-agent/test/engine"
 	"github.com/axion/runner-agent/test/fault/program"
+	"github.com/axion/runner-agent/test/loopback"
 	"github.com/axion/runner-agent/test/netproxy"
 )
 
@@ -55,7 +56,7 @@ func newWorld(t *testing.T, planeBinary, agentBinary string) *world {
 	t.Helper()
 	w := &world{
 		t: t, docker: engine.Client(t), image: engine.Image(t), prefix: engine.Name(t, family), dir: t.TempDir(), binary: agentBinary,
-		health: program.FreeAddress(t),
+		health: loopback.FreeAddress(t),
 	}
 	w.clean(family + "-") // what a killed run may have left
 	t.Cleanup(func() { w.clean(w.prefix) })
