@@ -1,6 +1,7 @@
 package plane_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,11 +174,8 @@ func TestAPlaneRestoredFromABackup(t *testing.T) {
 	client := w.kafka(id, id.Kafka().GetClusterTopic())
 	first, _ := w.receive(client)
 	w.stop()
-	database := filepath.Join(w.cfg.DataDir, "plane.db")
-	backup, err := os.ReadFile(database)
-	if err != nil {
-		t.Fatal(err)
-	}
+	backup := t.TempDir()
+	copyDatabase(t, w.cfg.DataDir, backup)
 
 	w.start()
 	operator := w.operator()
@@ -190,14 +188,7 @@ func TestAPlaneRestoredFromABackup(t *testing.T) {
 	w.publish(client, id, lost, &runnerv1.CommandOutcome{Status: runnerv1.OutcomeStatus_OUTCOME_STATUS_SUCCEEDED, Stack: "shop", Generation: lost.Generation})
 	w.watch(operator, lost.ID)
 	w.stop()
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := os.Remove(database + suffix); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(database, backup, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	copyDatabase(t, backup, w.cfg.DataDir)
 
 	w.start()
 	operator = w.operator()
@@ -215,5 +206,23 @@ func TestAPlaneRestoredFromABackup(t *testing.T) {
 	next, err := operator.SubmitCommand(t.Context(), deployment("shop", "x"))
 	if err != nil || next.GetGeneration() != lost.Generation+1 {
 		t.Errorf("%v, %v: generation %d was given out already", next, err, lost.Generation)
+	}
+}
+
+// copyDatabase puts a copy of a stopped plane's database into another folder, in the place of one that may be there. What was written last may still be in the log beside
+// the file.
+func copyDatabase(t *testing.T, from, to string) {
+	t.Helper()
+	for _, name := range []string{"plane.db", "plane.db-wal", "plane.db-shm"} {
+		if err := os.Remove(filepath.Join(to, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(filepath.Join(from, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, name), content, 0o600)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
 	}
 }
